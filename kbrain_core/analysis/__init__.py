@@ -1,0 +1,1 @@
+"""Step 4, analysis: what the volume holds, measured."""

@@ -1,0 +1,1 @@
+"""Step 1, ingest: what microscopes write comes in."""

@@ -1,0 +1,1 @@
+"""The image processing itself: arrays in, arrays out."""

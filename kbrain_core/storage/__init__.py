@@ -1,0 +1,1 @@
+"""Step 2, storage: volumes in the forms that viewers and archives read."""
