@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-sys.path.insert(0, str(PROJECT / "test-data"))  # make_phantoms: phantoms with planted truth
+sys.path[:0] = [
+    str(PROJECT / "tests"),
+    str(PROJECT / "test-data"),
+]  # sample_stage; make_phantoms: planted truth
 
 
 @pytest.fixture(scope="session")
