@@ -24,8 +24,8 @@ from typing import Any, Protocol, TypeVar
 from . import __version__, store
 from .errors import AlreadyComplete, InputError, OutputExistsError, ResourceError, StageStopped
 from .stage import RunOptions
+from .store import MARKER_FOLDER
 
-MARKER_FOLDER = ".kbrain"
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -81,10 +81,13 @@ class Job:
     `open` only looks; `start` makes the first file; the stage decorator calls `complete`.
     """
 
-    def __init__(self, output: str, identity: dict[str, Any], run: RunOptions, resumed: bool) -> None:
+    def __init__(
+        self, output: str, identity: dict[str, Any], run: RunOptions, side_outputs: Sequence[Path]
+    ) -> None:
         self.output = output
         self.run = run
-        self.resumed = resumed
+        self.side_outputs = tuple(side_outputs)
+        self.resumed = False
         self._identity = identity
 
     @classmethod
@@ -104,7 +107,8 @@ class Job:
         run : RunOptions
             As the stage got it.
         side_outputs : sequence of Path
-            Files the job writes elsewhere: when one is missing the job does not count as complete.
+            Files the job writes elsewhere: when one of them or the report is missing or empty, the job does not count as
+            complete and is gone through again; finished tasks are not done again.
         sources : sequence of Path
             Files the job reads beyond the stage's own inputs, such as the tiles that a table names.
 
@@ -124,7 +128,8 @@ class Job:
             "sources": [store.fingerprint(path) for _, path in run.call.paths("in")],
             "files": _fingerprint_files(sources),
         }
-        job = cls(str(output), identity, run, resumed=False)
+        report = run.report or run.call.beside_output("-report.html")
+        job = cls(str(output), identity, run, [*side_outputs, report])
         stored = store.read_bytes(job._path("job.json"))
         if stored is None:
             job._check_empty()
@@ -137,7 +142,7 @@ class Job:
             return job
         job.resumed = True
         complete = store.read_bytes(job._path("complete"))
-        if complete is not None and all(path.exists() for path in side_outputs):
+        if complete is not None and all(path.is_file() and path.stat().st_size for path in job.side_outputs):
             if not run.overwrite:
                 raise AlreadyComplete(str(output), json.loads(complete)["figures"])
             if not run.dry_run:
@@ -192,7 +197,11 @@ class Job:
         store.write_bytes(self._path("tasks", f"{key}.json"), json.dumps(result).encode())
 
     def complete(self, figures: dict[str, Any]) -> None:
-        """Mark the output as finished; the last thing a job does."""
+        """Remove what killed runs left, then mark the output as finished; the last thing a job does."""
+        if not store.is_remote(self.output) and not self.run.part:  # another part may be at work there
+            shutil.rmtree(store.local_path(self._path("tmp")), ignore_errors=True)
+            for path in self.side_outputs:
+                store.remove_leftovers(path)
         store.write_bytes(self._path("complete"), json.dumps({"figures": figures}).encode())
 
     def _path(self, *parts: str) -> str:
@@ -399,6 +408,8 @@ def limit_threads() -> None:
         sys.modules["cv2"].setNumThreads(1)
     if "numba" in sys.modules:
         sys.modules["numba"].set_num_threads(1)
+    else:  # once loaded, numba refuses another value
+        os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 
 def _start_worker(parent_pid: int) -> None:

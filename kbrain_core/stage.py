@@ -343,6 +343,7 @@ def stage(function: Callable[P, R]) -> Callable[P, R]:
             result = function(*bound.args, **bound.kwargs)
         except AlreadyComplete as done:
             print(done, file=sys.stderr)
+            record.write("complete", str(done), done.figures, ())
             result_type: type[R] = typing.get_type_hints(function)["return"]
             return result_type(**done.figures)
         except StageStopped:
@@ -373,19 +374,25 @@ class _Record:
     def write_failure(self, error: BaseException) -> None:
         """Say why the stage failed; a summary that cannot be written must not hide the failure itself."""
         message = str(error) if isinstance(error, KBrainError) else f"{type(error).__name__}: {error}"
+        if self.options.summary is None and (self.options.dry_run or self._stands_beside_other_output()):
+            return
         try:
             self.write("failed", " ".join(message.split()), {}, ())
         except OSError as summary_error:
             print(f"The summary could not be written: {summary_error}", file=sys.stderr)
 
+    def _stands_beside_other_output(self) -> bool:
+        """Whether the default place has no folder yet, or holds the summary of work that was done."""
+        path = self.call.beside_output("-summary.json")
+        try:
+            return bool(json.loads(path.read_text(encoding="utf-8"))["outcome"] == "complete")
+        except (OSError, ValueError, KeyError, TypeError):
+            return not path.parent.is_dir()
+
     def write(self, outcome: str, message: str, figures: dict[str, Any], warnings: tuple[str, ...]) -> None:
         from .store import atomic_path, fingerprint
 
         path = self.options.summary or self.call.beside_output("-summary.json")
-        if outcome == "failed" and self.options.summary is None and not path.parent.is_dir():
-            return  # nothing of this job exists, not even its folder
-        if outcome == "failed" and self.options.dry_run and self.options.summary is None:
-            return
         read, written = (after - before for after, before in zip(_io_bytes(), self.io_before))
         summary = {
             "summary_version": SUMMARY_VERSION,

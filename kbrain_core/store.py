@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -102,10 +103,23 @@ def list_keys(uri: str | Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
 
+MARKER_FOLDER = ".kbrain"
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; it takes `path`'s name when the block ends well, and is removed otherwise."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    """Give a temporary path; it takes `path`'s name when the block ends well, and is removed otherwise.
+
+    Inside an output of KBrain it lies in `.kbrain/tmp`, so that what a killed job leaves is never among the data; elsewhere
+    beside `path`.
+    """
+    home = next((parent for parent in path.parents if (parent / MARKER_FOLDER).is_dir()), None)
+    if home is not None and MARKER_FOLDER not in path.parts[len(home.parts) :]:
+        folder = home / MARKER_FOLDER / "tmp"
+        folder.mkdir(exist_ok=True)
+    else:
+        folder = path.parent
+    temporary = folder / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield temporary
         temporary.replace(path)
@@ -115,6 +129,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed runs left beside `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def prepare_file_output(path: Path, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sample_stage import sample_stage
 
-from kbrain_core.errors import CheckFailedError, InputError
+from kbrain_core.errors import CheckFailedError, InputError, OutputExistsError
 from kbrain_core.geometry import VoxelSize
 from kbrain_core.stage import (
     STAGES,
@@ -59,6 +59,21 @@ def test_a_failure_is_told_in_the_summary_and_nothing_looks_finished(tmp_path: P
         "The squares are not round: pass other numbers",
     )
     assert not (tmp_path / "out" / ".kbrain" / "complete").exists()
+
+
+def test_a_refused_command_leaves_the_summary_of_finished_work(tmp_path: Path, source: Path) -> None:
+    sample_stage(source, tmp_path / "out", run=RunOptions(workers=1))
+    with pytest.raises(OutputExistsError):
+        sample_stage(source, tmp_path / "out", count=3, run=RunOptions(workers=1))
+    assert json.loads((tmp_path / "out-summary.json").read_text())["outcome"] == "complete"
+
+
+def test_a_missing_report_is_made_again_without_the_work(tmp_path: Path, source: Path) -> None:
+    sample_stage(source, tmp_path / "out", run=RunOptions(workers=1))
+    (tmp_path / "out-report.html").unlink()
+    sample_stage(source, tmp_path / "out", run=RunOptions(workers=1))
+    assert (tmp_path / "out-report.html").exists()
+    assert len((tmp_path / "out" / "trace.log").read_text().splitlines()) == 12
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
+def test_half_files_never_lie_among_the_data(tmp_path: Path) -> None:
+    (tmp_path / ".kbrain").mkdir()
+    (tmp_path / "c" / "0").mkdir(parents=True)
+    with store.atomic_path(tmp_path / "c" / "0" / "shard") as temporary:
+        temporary.write_text("x")
+        assert temporary.parent == tmp_path / ".kbrain" / "tmp"
+    assert (tmp_path / "c" / "0" / "shard").read_text() == "x"
+
+
+def test_leftovers_beside_a_file_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".report[1].html.0a1b2c3d.tmp").touch()
+    (tmp_path / ".other.html.0a1b2c3d.tmp").touch()
+    store.remove_leftovers(tmp_path / "report[1].html")
+    assert [p.name for p in tmp_path.iterdir()] == [".other.html.0a1b2c3d.tmp"]
+
+
 def test_file_outputs(tmp_path: Path) -> None:
     empty, full = tmp_path / "empty", tmp_path / "full"
     empty.touch()
