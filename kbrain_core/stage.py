@@ -276,13 +276,11 @@ class StageCall:
                 raise InputError(f"--{name.replace('_', '-')}: there is no '{path}': check the path")
 
     def beside_output(self, suffix: str) -> Path:
-        """A path beside the main output: `stitched.ome.zarr` -> `stitched<suffix>`."""
+        """A path beside the main output: `stitched.ome.zarr` -> `stitched.ome.zarr<suffix>`."""
         outputs = dict(reversed(self.paths("out")))
         path = outputs.get("output") or next(iter(outputs.values()), "kbrain")
-        remote = "://" in path
         name = Path(path.rstrip("/")).name or "kbrain"
-        stem = re.sub(r"(\.ome\.zarr|\.ome\.tiff?|\.zarr|\.precomputed|\.[A-Za-z0-9]{1,5})$", "", name)
-        return (Path() if remote else Path(path).parent) / f"{stem}{suffix}"
+        return (Path() if "://" in path else Path(path).parent) / f"{name}{suffix}"
 
 
 def _as_text(value: Any) -> str | None:
