@@ -1,0 +1,1 @@
+"""Files in and out: volumes, tables and the readers of what microscopes write."""
