@@ -28,7 +28,7 @@ $(VENV)/.libraries: requirements/core.txt requirements/dev.txt
 
 viewer: $(VIEWER) ## build the KNeuroViz page (Neuroglancer) into the package
 $(VIEWER): $(VENV)/.libraries $(VIEWER_SOURCES)
-	@$(BIN)/python viewer/build.py
+	@$(BIN)/python viewer/build.py && touch $@
 
 $(VENV)/.installed: $(VENV)/.libraries $(VIEWER) $(SOURCES)
 	@echo "Setting up $(VENV): the kbrain command"

@@ -25,7 +25,7 @@ STEPS = (
     ("Sort the raw tiles", "sort-tiles test-data/sample/tiles --output {r}/tiles.tsv --overwrite"),
     (
         "Correct the illumination",
-        "correct-illumination --tiles {r}/tiles.tsv --preset fluorescence --output {r}/corrected --tiles-output {r}/corrected.tsv",
+        "correct-illumination --tiles {r}/tiles.tsv --output {r}/corrected --tiles-output {r}/corrected.tsv",
     ),
     (
         "Stitch the tiles of every section",

@@ -17,9 +17,7 @@ def place(tmp_path):
         name = f"tile{len(list(tmp_path.iterdir()))}.tif"
         tifffile.imwrite(tmp_path / name, image, photometric="minisblack")
         depth, height, width = image.shape if image.ndim == 3 else (1, *image.shape)
-        tile = Tile(
-            name=name, height_px=height, width_px=width, depth_px=depth, dtype=str(image.dtype)
-        )
+        tile = Tile(name=name, height_px=height, width_px=width, depth_px=depth, dtype=str(image.dtype))
         return Placed(tile, origin)
 
     return write

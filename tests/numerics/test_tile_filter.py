@@ -60,9 +60,7 @@ def test_fixed_pattern_holds_the_dust_and_nothing_of_the_sample():
     rng = np.random.default_rng(3)
     dust = np.zeros((64, 64), np.float32)
     dust[20:23, 30:33] = -40
-    tiles = [
-        100 + 10 * ndimage.gaussian_filter(rng.standard_normal((64, 64)), 2) + dust for _ in range(25)
-    ]
+    tiles = [100 + 10 * ndimage.gaussian_filter(rng.standard_normal((64, 64)), 2) + dust for _ in range(25)]
     pattern = fixed_pattern([tile.astype(np.float32) for tile in tiles], len(tiles), 1)
     assert pattern[21, 31] < -30
     assert np.abs(pattern[40:, :]).max() < 2
@@ -70,7 +68,9 @@ def test_fixed_pattern_holds_the_dust_and_nothing_of_the_sample():
 
 def test_enlarge_keeps_pixel_centres():
     ramp = np.add.outer(np.arange(20.0), 2 * np.arange(24.0)).astype(np.float32)
-    large = enlarge(reduce_plane(np.kron(ramp, np.ones((2, 2), np.float32)), 2), 2, (slice(5, 25), slice(7, 31)))
+    large = enlarge(
+        reduce_plane(np.kron(ramp, np.ones((2, 2), np.float32)), 2), 2, (slice(5, 25), slice(7, 31))
+    )
     yy, xx = np.mgrid[5:25, 7:31]
     expected = ((yy + 0.5) / 2 - 0.5) + 2 * ((xx + 0.5) / 2 - 0.5)
     # opencv interpolates with 1/32 px steps

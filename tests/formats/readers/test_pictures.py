@@ -8,6 +8,7 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import PIL.Image
 import pytest
 import tifffile
 
@@ -31,6 +32,20 @@ def test_png(tmp_path: Path, read_all: Read, dtype: type, samples: int) -> None:
     with open_image(path) as reader:
         assert reader.images[0].dtype == dtype
         np.testing.assert_array_equal(read_all(reader)[0, :, 0], image.transpose(2, 0, 1))
+
+
+def test_palette_and_bilevel_png(tmp_path: Path, read_all: Read) -> None:
+    index = np.random.default_rng(0).integers(0, 2, (20, 30), dtype=np.uint8)
+    palette = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)
+    indexed = PIL.Image.frombytes("P", (30, 20), index.tobytes())
+    indexed.putpalette(palette.ravel().tolist())
+    indexed.save(tmp_path / "palette.png")
+    with open_image(tmp_path / "palette.png") as reader:
+        np.testing.assert_array_equal(read_all(reader)[0, :, 0], palette[index].transpose(2, 0, 1))
+    PIL.Image.fromarray(index * 255).convert("1").save(tmp_path / "bilevel.png")
+    with open_image(tmp_path / "bilevel.png") as reader:
+        assert reader.images[0].bits == 8  # black and white are 0 and 255
+        np.testing.assert_array_equal(read_all(reader)[0, 0, 0], index * 255)
 
 
 def test_jpeg(tmp_path: Path, read_all: Read) -> None:
