@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import tifffile
 from measure import KBRAIN, PROJECT, Table, import_cost, measure_call, measure_command
@@ -37,10 +38,11 @@ def floor(source: str, output: str) -> int:
     return len(files)
 
 
-def span_percent(field: np.ndarray) -> float:
-    """(max - min) / mean over the field, on a 64 x 64 grid that leaves dust out."""
-    side = field.shape[0] // 64
-    small = np.median(field.reshape(64, side, 64, side), axis=(1, 3))
+def span_percent(field: np.ndarray, dust: np.ndarray | bool = False) -> float:
+    """(max - min) / mean over the field, as medians of a 32 x 32 grid without the pixels under dust."""
+    side = field.shape[0] // 32
+    clear = np.where(dust, np.nan, field).reshape(32, side, 32, side)
+    small = np.nanmedian(clear, axis=(1, 3))
     return float(np.ptp(small) / small.mean() * 100)
 
 
@@ -59,7 +61,8 @@ def shading(table: Table, scratch: Path) -> None:
             measure_command([*command, *outputs, "--flat-field-output", folder / "flat.ome.tif"])
             size = options["size"]
             smooth = Camera(dust=0).flat_field((size, size), 0)
-            left.append(span_percent(tifffile.imread(folder / "flat.ome.tif") / smooth))
+            dust = cv2.dilate((grid.flat_field / smooth < 0.995).astype(np.uint8), np.ones((9, 9))) > 0
+            left.append(span_percent(tifffile.imread(folder / "flat.ome.tif") / smooth, dust))
         planted = span_percent(Camera(dust=0).flat_field((options["size"],) * 2, 0))
         cells = f"{planted:.1f} %", " / ".join(f"{value:.2f} %" for value in left)
         table.add(name, "residual shading, 3 seeds", *cells, "")

@@ -24,6 +24,7 @@ from typing import Any
 
 KILLED = -signal.SIGKILL
 KILLS_PER_OUTPUT = 4
+TASK_BYTES = 2**18
 
 
 class Launcher:
@@ -111,12 +112,12 @@ class KillReport:
     ----------
     kills : runs that were killed
     mid_work : kills that left a begun, unfinished output
-    rounds : outputs that were finished in the end and compared
+    tasks : tasks of the job, each with its marker
     """
 
     kills: int
     mid_work: int
-    rounds: int
+    tasks: int
 
 
 def kill_and_compare(
@@ -167,7 +168,7 @@ def kill_and_compare(
         assert not differences, f"after {done} kills: {differences}"
         shutil.rmtree(outputs)
         rounds += 1
-    return KillReport(done, mid_work, rounds)
+    return KillReport(done, mid_work, len(list((folder / "whole" / "out" / ".kbrain" / "tasks").iterdir())))
 
 
 def _last_data_at(output: Path) -> float:
@@ -231,12 +232,22 @@ def _run(request: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     from kbrain_core.cli import main
 
+    _shrink_tasks()
     code = main(request["arguments"])
     if request["modules"]:
         Path(request["modules"]).write_text(json.dumps(sorted(set(sys.modules) - {"__main__"})))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _shrink_tasks() -> None:
+    """Cut the work into blocks of `TASK_BYTES`, so that small data has many tasks to be killed in."""
+    from kbrain_core.formats.volume_spec import VolumeSpec
+
+    VolumeSpec.plan.__func__.__kwdefaults__["task_bytes"] = TASK_BYTES
+    for name in ("stitch_tiles", "align_sections"):
+        importlib.import_module(f"kbrain_core.processing.{name}").BOX_BYTES = TASK_BYTES
 
 
 if __name__ == "__main__":

@@ -32,10 +32,17 @@ ANGLE_STEP_DEG = 3.0
 """Of the first search: its rim moves by 2.5 px of an image of 96 px, about the width of the structure left in it."""
 FINE_ANGLE_STEP_DEG = 1.5
 CANDIDATES = 6
+DISTINCT = 1 / 12
+"""Of a section's longest side: placements closer than this are one."""
 MINIMUM_OVERLAP = 0.08
 """Share of the smaller section; below it chance agreements of a few structures win."""
 CONVINCING = 15.0
-"""Correlation in standard deviations of chance (see `significance`): unrelated sections reach 7 or so after a search."""
+"""Correlation in standard deviations of chance (see `significance`): unrelated sections reach 6 to 12 after a search."""
+CONVINCING_ALONE = 9.0
+ALONE_FACTOR = 1.7
+"""A weaker one convinces when it is so many times as significant as the next best elsewhere."""
+CONFIRMED = 8.0
+"""Convinces where nothing was searched: chance reaches 4 there."""
 STRUCTURE_AREA_PX = 12.0
 """Pixels that vary together in the band-passed images: this many count as one observation."""
 
@@ -133,23 +140,27 @@ def search(fixed: Section, moving: Section, model: Model) -> Floats | None:
     fixed_to_moving : (2, 3) ndarray in pixels of the sections, or None when nothing shares enough tissue
     """
     coarse = _coarsest(fixed, moving)
-    best: tuple[float, Floats] | None = None
+    found: list[tuple[float, Floats]] = []
+    points = box_points((coarse[0].image.shape[0], coarse[0].image.shape[1]), 3)
+    near = max(coarse[0].image.shape) * DISTINCT
     for step in (ANGLE_STEP_DEG, FINE_ANGLE_STEP_DEG):
         one, other = (_half(coarse[0]), _half(coarse[1])) if step == ANGLE_STEP_DEG else coarse
         angles = np.array([0.0]) if model == "translation" else np.deg2rad(np.arange(0, 360, step))
+        ratio = one.factor / coarse[0].factor
         for candidate in candidates(one, other, angles):
-            at_coarse = rescale(candidate, one.factor / coarse[0].factor, one.factor / coarse[0].factor)
-            tried = refine(*coarse, at_coarse, model, iterations=12, tolerance_px=0.1)
-            if tried.overlap_px < MINIMUM_OVERLAP * min(coarse[0].area_px, coarse[1].area_px):
-                continue
-            score = significance(tried.correlation, tried.overlap_px)
-            if best is None or score > best[0]:
-                best = (score, tried.transform)
-        if best is not None and best[0] >= CONVINCING:
-            break
-    if best is None:
+            tried = refine(*coarse, rescale(candidate, ratio, ratio), model, iterations=12, tolerance_px=0.1)
+            if tried.overlap_px >= MINIMUM_OVERLAP * min(coarse[0].area_px, coarse[1].area_px):
+                found.append((significance(tried.correlation, tried.overlap_px), tried.transform))
+        found.sort(key=lambda scored: -scored[0])
+        if found:
+            best = found[0]
+            elsewhere = [score for score, at in found if mean_distance(at, best[1], points) > near]
+            alone = best[0] >= ALONE_FACTOR * max(elsewhere, default=0.0)
+            if best[0] >= CONVINCING or (alone and best[0] >= CONVINCING_ALONE):
+                break
+    if not found:
         return None
-    return _uncropped(fixed, moving, rescale(best[1], coarse[0].factor, coarse[0].factor))
+    return _uncropped(fixed, moving, rescale(found[0][1], coarse[0].factor, coarse[0].factor))
 
 
 def candidates(fixed: Features, moving: Features, angles_rad: Floats) -> list[Floats]:
@@ -195,9 +206,9 @@ def _blot(score: npt.NDArray[np.float32], at: tuple[np.intp, ...], radius: int) 
 
 
 def _distinct(peaks: list[tuple[float, Floats]], fixed: Features, count: int) -> list[Floats]:
-    """The best peaks that are not within a twelfth of a section of a better one."""
+    """The best peaks that are not near a better one."""
     points = box_points((fixed.image.shape[0], fixed.image.shape[1]), 3)
-    near = max(fixed.image.shape) / 12
+    near = max(fixed.image.shape) * DISTINCT
     kept: list[Floats] = []
     for value, transform in peaks:
         if value <= 0 or len(kept) == count:
@@ -262,7 +273,7 @@ def _confirm(fixed: Section, moving: Section, start: Floats, model: Model) -> Fl
         iterations=12,
         tolerance_px=0.1,
     )
-    if significance(tried.correlation, tried.overlap_px) < CONVINCING:
+    if significance(tried.correlation, tried.overlap_px) < CONFIRMED:
         return None
     return _uncropped(fixed, moving, rescale(tried.transform, factor, factor))
 

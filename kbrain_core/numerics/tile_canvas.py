@@ -14,7 +14,7 @@ from .tile_graph import Floats, unfitted_stage
 from .tile_layout import Mosaic
 from .tile_links import Links, Placement
 
-TileKey = tuple[str, int, int]
+TileKey = tuple[str, int, int, str, int, int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Canvas:
 
 def key_of(row: Tile | Position) -> TileKey:
     """What identifies a tile in both tables."""
-    return row.name, row.series, row.page
+    return row.name, row.series, row.page, row.channel, row.t, row.z
 
 
 def confidence_of(mosaic: Mosaic, links: Links, placement: Placement) -> Floats:

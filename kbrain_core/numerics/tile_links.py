@@ -319,9 +319,13 @@ def judge_mosaic(mosaic: Mosaic, links: Links, placement: Placement, seams: dict
     return Verdict(False, f"{reason}; {summary}", tuple(off), tuple(unmatched), tuple(sorted(lost)))
 
 
-def judge_given(links: Links) -> Verdict:
+def judge_given(mosaic: Mosaic, links: Links) -> Verdict:
     """Say whether seams of given positions match; nothing was registered, so only their agreement is known."""
-    structured = [i for i, link in enumerate(links.found) if links.must_match(link.structure)]
+    structured = [
+        i
+        for i, link in enumerate(links.found)
+        if links.must_match(link.structure) and not (mosaic.sites[link.first].blank or mosaic.sites[link.second].blank)
+    ]
     if not structured:
         return Verdict(True, "positions were given; no seam has enough structure to check them", (), (), ())
     bad = tuple(i for i in structured if links.found[i].ncc < 0.5 * links.found[i].structure.share)

@@ -227,7 +227,7 @@ def _look_at_given(
     found = tuple(_as_measured(pair, placement, seam) for pair, seam in zip(wanted, seams, strict=True))
     accepted: NDArray[np.bool_] = np.zeros(len(found), bool)
     links = Links(found, accepted, float("nan"), np.zeros(0))
-    verdict = judge_given(links)
+    verdict = judge_given(mosaic, links)
     return Registration(links, placement, verdict, tuple(given), dict(enumerate(seams)), template)
 
 

@@ -207,7 +207,9 @@ def correct_illumination(
         invert=_is_on(invert, base.invert),
         clahe=clahe,
     )
-    _check_given(flat_field, flat_field_input, flat_field_output, dark, dark_input, dark_level, dark_output)
+    _check_given(
+        flat_field, (flat_field_input, flat_field_output), dark, (dark_input, dark_level, dark_output)
+    )
     recipe = Recipe(
         steps=steps,
         stripe_direction=stripe_direction,
@@ -254,20 +256,14 @@ def _is_on(switch: Switch, preset: bool) -> bool:
 
 
 def _check_given(
-    flat_field: Switch,
-    flat_field_input: Path | None,
-    flat_field_output: Path | None,
-    dark: Switch,
-    dark_input: Path | None,
-    dark_level: float | None,
-    dark_output: Path | None,
+    flat_field: Switch, flat_files: Sequence[Path | None], dark: Switch, dark_given: Sequence[Any]
 ) -> None:
-    """Refuse options that contradict each other."""
-    if flat_field == "off" and (flat_field_input or flat_field_output):
+    """Refuse options that contradict each other; `dark_given` is the dark image, the dark level and the output."""
+    if flat_field == "off" and any(flat_files):
         raise InputError("--flat-field is off and a flat field is given or asked for: leave one of them out")
-    if dark == "off" and (dark_input or dark_level is not None or dark_output):
+    if dark == "off" and any(item is not None for item in dark_given):
         raise InputError("--dark is off and a dark level is given or asked for: leave one of them out")
-    if dark_input and dark_level is not None:
+    if dark_given[0] is not None and dark_given[1] is not None:
         raise InputError("--dark-input and --dark-level are both given: leave one of them out")
 
 

@@ -90,8 +90,8 @@ def test_sections_run_on_in_the_volume(stack: SectionStack, aligned: tuple[Align
     inner = np.s_[height // 2 - 80 : height // 2 + 80, width // 2 - 80 : width // 2 + 80]
     after = np.corrcoef(volume[0][inner].ravel(), volume[1][inner].ravel())[0, 1]
     before = np.corrcoef(stack.images[0].ravel(), stack.images[1].ravel())[0, 1]
-    # New structure and noise leave about half of the correlation at full resolution.
-    assert after > 0.4 > before + 0.2
+    # New structure and noise leave about half of the correlation at full resolution; shading is in both.
+    assert after > 0.4 and before < 0.3
 
 
 def test_the_canvas_cuts_nothing(stack: SectionStack, aligned: tuple[AlignResult, Path]) -> None:
@@ -134,12 +134,12 @@ def test_an_edited_table_is_applied(folder: Path, aligned: tuple[AlignResult, Pa
     edited = tmp_path / "edited.tsv"
     write_table(edited, rows, Transform)
     again = tmp_path / "again.ome.zarr"
-    found = align_sections([str(folder)], str(again), transforms=edited, fill_value=3, run=ONE)
+    found = align_sections([str(folder)], str(again), transforms=edited, run=ONE)
     assert found.excluded_sections == 1
     grown = found.shape_tczyx[3] - result.shape_tczyx[3]
     assert grown > 0
     new, old = voxels(again)[0, 0], voxels(output)[0, 0]
-    assert (new[2] == 3).all()
+    assert (new[2] == 0).all()
     moved = new[0][grown:, : old.shape[2]]
     inside = old[0] > 0
     np.testing.assert_array_equal(moved[inside], old[0][inside])

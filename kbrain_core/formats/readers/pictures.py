@@ -75,7 +75,7 @@ def _png_shape(path: str) -> tuple[tuple[int, int, int], str, int]:
     """(height, width, samples), dtype and bits from the IHDR chunk."""
     with Path(path).open("rb") as file:
         width, height, depth, colour = struct.unpack(">IIBB", file.read(26)[16:])
-    return (height, width, _PNG_SAMPLES[colour]), "uint16" if depth == 16 else "uint8", depth
+    return (height, width, _PNG_SAMPLES[colour]), "uint16" if depth == 16 else "uint8", max(depth, 8)
 
 
 def _jpeg_shape(path: str) -> tuple[tuple[int, int, int], str, int]:
