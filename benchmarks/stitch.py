@@ -114,7 +114,8 @@ def _true_ncc(one: Any, other: Any) -> float:
     height, width = a.shape
     first = a[max(0, dy) : height + min(0, dy), max(0, dx) : width + min(0, dx)]
     second = b[max(0, -dy) : height + min(0, -dy), max(0, -dx) : width + min(0, -dx)]
-    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+    blank = not (first.std() > 0 and second.std() > 0)
+    return 0.0 if blank else float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
 
 
 def ours(folder: Path, out: Path) -> tuple[Usage, dict[TileKey, tuple[float, float, float]], dict[str, Any]]:
@@ -133,7 +134,7 @@ def ours(folder: Path, out: Path) -> tuple[Usage, dict[TileKey, tuple[float, flo
         summary,
     )
     usage = measure_command([KBRAIN, "stitch-tiles", *tiles, "--workers", "1"])
-    figures = json.loads((out / "stitched.ome.zarr-summary.json").read_text())["figures"]
+    figures = json.loads(summary.read_text())["figures"]
     rows = read_table(positions, Position)
     return usage, {(p.z, p.row or 0, p.col or 0): (p.z_px, p.y_px, p.x_px) for p in rows}, figures
 

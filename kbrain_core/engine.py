@@ -26,13 +26,7 @@ from .errors import AlreadyComplete, InputError, OutputExistsError, ResourceErro
 from .stage import RunOptions
 from .store import MARKER_FOLDER
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "BLOSC_NTHREADS",
-)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
 
 
 class Task(Protocol):

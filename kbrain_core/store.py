@@ -18,6 +18,8 @@ from .errors import InputError, OutputExistsError, ResourceError
 
 # A file up to this size is fingerprinted by its content, a larger one by size and time of change.
 HASHED_BYTES = 64 * 1024 * 1024
+# An address that does not answer is given up after seconds; by default it would take a quarter of an hour.
+RETRIES = {"max_retries": 5, "initial_delay": "0.2s", "max_delay": "4s"}
 ALLOWLIST_VARIABLE = "KBRAIN_URL_ALLOWLIST"
 
 
@@ -56,9 +58,11 @@ def kvstore_spec(uri: str | Path) -> dict[str, Any]:
         )
     url = urlsplit(text)
     if url.scheme in ("http", "https"):
-        return {"driver": "http", "base_url": f"{url.scheme}://{url.netloc}", "path": unquote(url.path)}
+        http = {"driver": "http", "base_url": f"{url.scheme}://{url.netloc}", "path": unquote(url.path)}
+        return {**http, "http_request_retries": RETRIES}
     if url.scheme == "s3":
-        return {"driver": "s3", "bucket": url.netloc, "path": unquote(url.path.lstrip("/"))}
+        bucket = {"driver": "s3", "bucket": url.netloc, "path": unquote(url.path.lstrip("/"))}
+        return {**bucket, "s3_request_retries": RETRIES}
     raise InputError(
         f"'{uri}' has an unknown scheme: use a path, or a file://, http://, https:// or s3:// URL"
     )

@@ -69,6 +69,7 @@ def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:
         "driver": "http",
         "base_url": "https://h.example",
         "path": "/a/b c/",
+        "http_request_retries": store.RETRIES,
     }
     assert store.kvstore_spec("s3://bucket/vol")["bucket"] == "bucket"
     with pytest.raises(InputError, match="unknown scheme"):

@@ -54,6 +54,11 @@ def little_endian(chunk: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(chunk, dtype=chunk.dtype.newbyteorder("<"))
 
 
+def raw_bytes(chunk: NDArray[Any]) -> memoryview:
+    """The chunk's little-endian bytes in C order, not copied again where they lie so already."""
+    return little_endian(chunk).data.cast("B")
+
+
 def encode_zstd(chunk: NDArray[Any]) -> bytes:
     """Compress with zstd."""
     data: bytes = CODECS.zstd_encode(little_endian(chunk), ZSTD_LEVEL)
@@ -73,7 +78,7 @@ def encode_blosc(chunk: NDArray[Any]) -> bytes:
     return data
 
 
-def encode_gzip(data: bytes) -> bytes:
+def encode_gzip(data: bytes | memoryview) -> bytes:
     """Compress with gzip, the same bytes at any time of day."""
     return gzip.compress(data, GZIP_LEVEL, mtime=0)
 

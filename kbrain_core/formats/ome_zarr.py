@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..store import join, read_bytes, write_bytes
-from .chunk_codecs import ZSTD_LEVEL, atomic_file, chunk_positions, encode_blosc, encode_zstd, little_endian
+from .chunk_codecs import ZSTD_LEVEL, atomic_file, chunk_positions, encode_blosc, encode_zstd, raw_bytes
 from .layout import ZYX, Level, VoxelSizeNm
 from .volume_info import KBRAIN_KEY, VolumeInfo, kbrain_metadata, read_kbrain_metadata
 from .volume_spec import VolumeKind, VolumeSpec
@@ -203,7 +203,9 @@ def _write_shard(uri: str, spec: VolumeSpec, level: Level, voxels: NDArray[Any])
         file.write(google_crc32c.value(index_bytes).to_bytes(4, "little"))
 
 
-def _encoded_chunks(spec: VolumeSpec, level: Level, voxels: NDArray[Any]) -> Iterator[tuple[ZYX, bytes]]:
+def _encoded_chunks(
+    spec: VolumeSpec, level: Level, voxels: NDArray[Any]
+) -> Iterator[tuple[ZYX, bytes | memoryview]]:
     """Grid position and bytes of every chunk that is not empty."""
     for position, cut in chunk_positions((0, 0, 0), voxels.shape, level.chunk):
         chunk = voxels[cut]
@@ -220,9 +222,9 @@ def _full_chunk(chunk: NDArray[Any], shape: ZYX) -> NDArray[Any]:
     return full
 
 
-def _encode(spec: VolumeSpec, chunk: NDArray[Any]) -> bytes:
+def _encode(spec: VolumeSpec, chunk: NDArray[Any]) -> bytes | memoryview:
     if spec.encoding == "raw":
-        return little_endian(chunk).tobytes()
+        return raw_bytes(chunk)
     return encode_zstd(chunk) if chunk.itemsize == 1 and spec.ngff_version == "0.5" else encode_blosc(chunk)
 
 
@@ -365,9 +367,3 @@ def _physical(
         size[0] = math.sqrt(size[1] * size[2])  # a plane has no thickness of its own
     offset = [value * per for value, per in zip(translation[2:], nm)]
     return (size[0], size[1], size[2]), (offset[0], offset[1], offset[2])
-
-
-def update_windows(uri: str, spec: VolumeSpec, windows: tuple[tuple[float, float], ...]) -> None:
-    """Set the contrast limits (low, high) that viewers start with, one per channel."""
-    if spec.kind == "image":
-        write_metadata(uri, spec, windows)

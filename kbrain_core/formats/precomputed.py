@@ -19,7 +19,7 @@ from .chunk_codecs import (
     encode_gzip,
     encode_jpeg,
     encode_png,
-    little_endian,
+    raw_bytes,
 )
 from .compressed_segmentation import BLOCK_SIZE, encode_compressed_segmentation
 from .layout import ZYX, Level, downsampled_shape, morton_bits, morton_code, shard_bits
@@ -162,14 +162,14 @@ def _minishard_index(codes: list[int], sizes: list[int], first: int) -> bytes:
     return table.tobytes()
 
 
-def _encode(spec: VolumeSpec, chunk: NDArray[Any]) -> bytes:
+def _encode(spec: VolumeSpec, chunk: NDArray[Any]) -> bytes | memoryview:
     if spec.encoding == "jpeg":
         return encode_jpeg(chunk, spec.quality)
     if spec.encoding == "png":
         return encode_png(chunk)
     if spec.encoding == "compressed_segmentation":
         return encode_compressed_segmentation(chunk)
-    return little_endian(chunk).tobytes()
+    return raw_bytes(chunk)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

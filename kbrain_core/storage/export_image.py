@@ -26,6 +26,7 @@ _MOST_SLAB_BYTES = 1 << 30
 _IMAGEJ_DTYPES = ("uint8", "uint16", "float32")
 _OME_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 _UM_PER_CM = 1e4
+_THINNEST_PICTURE_PX = 8
 _BYTES_PER_CPU_S = 40e6
 
 
@@ -208,6 +209,10 @@ def _check_format(region: _Region, format: str) -> None:
     from ..errors import InputError
 
     dtype = region.volume.dtype.name
+    if region.shape[4] == 1:  # tifffile takes one column for one row
+        raise InputError(
+            "The box is 1 voxel wide along x, which TIFF writers turn on its side: widen --bbox to 2."
+        )
     if format == "imagej" and dtype not in _IMAGEJ_DTYPES:
         raise InputError(
             f"ImageJ has no {dtype} images (only {', '.join(_IMAGEJ_DTYPES)}): pass --format ome-tiff."
@@ -384,5 +389,8 @@ def _report(region: _Region, format: str, file_bytes: int) -> Report:
     first = region.channels[0]
     where = (slice(0, 1), slice(first, first + 1), slice(middle, middle + 1), cut_y, cut_x)
     plane = region.volume.read(where, region.level)[0, 0, 0]
-    report.picture("middle-plane", f"Plane {middle} of the level, first channel.", overview_picture(plane))
+    if min(plane.shape) >= _THINNEST_PICTURE_PX:
+        report.picture(
+            "middle-plane", f"Plane {middle} of the level, first channel.", overview_picture(plane)
+        )
     return report

@@ -75,7 +75,10 @@ def test_image_comes_back_and_the_means_hold(em: Volume, tmp_path: Path) -> None
     assert (tmp_path / "v.precomputed" / ".kbrain" / "complete").exists()
     report = (tmp_path / "v.precomputed-report.html").read_text()
     assert "PASS" in report
-    assert {path.name for path in (tmp_path / "v.precomputed-report_files").iterdir()} == {"slices.png", "levels.png"}
+    assert {path.name for path in (tmp_path / "v.precomputed-report_files").iterdir()} == {
+        "slices.png",
+        "levels.png",
+    }
     summary = json.loads((tmp_path / "v.precomputed-summary.json").read_text())
     assert summary["figures"]["levels"] == 4
 
