@@ -154,8 +154,11 @@ def _png(picture: Figure | NDArray[np.uint8] | bytes) -> bytes:
         picture.savefig(buffer, format="png", dpi=110)
         return buffer.getvalue()
     import imagecodecs
+    import numpy as np
 
-    return bytes(imagecodecs.png_encode(picture))
+    contiguous = np.ascontiguousarray(picture)
+    # room for pictures so narrow and noisy that PNG makes them larger
+    return bytes(imagecodecs.png_encode(contiguous, out=2 * contiguous.nbytes + 65536))
 
 
 def new_figure(width_in: float = 8.0, height_in: float = 4.5) -> Figure:

@@ -46,3 +46,11 @@ def test_overview_is_stretched_and_thinned() -> None:
     assert picture.min() == 0
     assert picture.max() == 255
     assert not overview_picture(np.full((5, 5), np.nan)).any()
+
+
+def test_narrow_noisy_pictures_are_written(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (4000, 3), dtype=np.uint8)
+    report = Report("Narrow")
+    report.picture("noise", "Noise", noise[:, ::2])
+    report.write(tmp_path / "r.html")
+    assert np.array_equal(imagecodecs.png_decode((tmp_path / "r_files" / "noise.png").read_bytes()), noise[:, ::2])

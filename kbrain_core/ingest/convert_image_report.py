@@ -15,6 +15,7 @@ from ..numerics.contrast import sample_voxels
 from ..report import Report, new_figure, overview_picture
 
 _PICTURE_PX = 600
+_THINNEST_PICTURE_PX = 8
 _MOST_STRETCH = 50
 _HISTOGRAM_VOXELS = 1_000_000
 # Spectral and cyclic stainings have dozens; the first ones tell whether the conversion is right.
@@ -70,12 +71,14 @@ def _middle_planes(volume: Volume, channel: int, level: int) -> list[tuple[str, 
     one, chosen, whole = slice(0, 1), slice(channel, channel + 1), slice(None)
     xy = volume.read((one, chosen, slice(depth // 2, depth // 2 + 1), whole, whole), level)[0, 0, 0]
     if depth == 1:
-        return [("xy", xy)]
+        return [("xy", xy)] if min(xy.shape) >= _THINNEST_PICTURE_PX else []
     xz = volume.read((one, chosen, whole, slice(height // 2, height // 2 + 1), whole), level)[0, 0, :, 0]
     zy = volume.read((one, chosen, whole, whole, slice(width // 2, width // 2 + 1)), level)[0, 0, :, :, 0]
     steps = [nm * n for nm, n in zip(volume.voxel_size_nm or (1.0, 1.0, 1.0), volume.levels[level].factor)]
-    tall = [min(max(round(steps[0] / step), 1), _MOST_STRETCH) for step in steps]
-    return [("xy", xy), ("xz", np.repeat(xz, tall[2], axis=0)), ("yz", np.repeat(zy.T, tall[1], axis=1))]
+    least = -(-_THINNEST_PICTURE_PX // depth)
+    tall = [min(max(round(steps[0] / step), least), _MOST_STRETCH) for step in steps]
+    planes = [("xy", xy), ("xz", np.repeat(xz, tall[2], axis=0)), ("yz", np.repeat(zy.T, tall[1], axis=1))]
+    return [(name, plane) for name, plane in planes if min(plane.shape) >= _THINNEST_PICTURE_PX]
 
 
 def _histogram(values: NDArray[Any]) -> Figure:

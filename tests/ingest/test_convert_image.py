@@ -90,6 +90,14 @@ def test_any_box_and_channels(tmp_path: Path, image: Path, planted: np.ndarray, 
     assert volume.offset_nm == (cuts[0][0] * 2000.0, cuts[1][0] * 500.0, cuts[2][0] * 500.0)
 
 
+@pytest.mark.parametrize(
+    "box", [Box(x=(7, 8)), Box(y=(7, 8)), Box(z=(7, 8)), Box(z=(2, 4)), Box((0, 1), (0, 1), (0, 1))]
+)
+def test_thin_boxes(tmp_path: Path, image: Path, planted: np.ndarray, box: Box) -> None:
+    volume = _convert(image, tmp_path / "thin.ome.zarr", bbox=box, channel=["GFP"])
+    np.testing.assert_array_equal(volume.read(ALL), planted[:, 1:2][(..., *box.slices(planted.shape[2:]))])
+
+
 def test_real_light_sheet_stack(tmp_path: Path, shared_data: Path) -> None:
     source = shared_data / "light-sheet" / "signal.tif"
     output = tmp_path / "signal.ome.zarr"
