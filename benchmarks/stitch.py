@@ -54,6 +54,7 @@ GRIDS: dict[str, Callable[[], TileGrid]] = {
     "em": lambda: make_tile_grid(defects=Defects(blank=((0, 2, 3),))),
     "em-100": lambda: make_tile_grid(rows=10, cols=10, seed=2),
     "nuclei": lambda: make_tile_grid(rows=10, cols=10, size=512, overlap=0.15, kind="nuclei"),
+    "nuclei-400": lambda: make_tile_grid(rows=20, cols=20, size=512, overlap=0.15, kind="nuclei", seed=3),
     "nuclei-16-bit": lambda: make_tile_grid(
         rows=10, cols=10, size=512, overlap=0.15, kind="nuclei", camera=Camera(dtype="uint16"), seed=1
     ),
@@ -108,9 +109,11 @@ def empty_tiles(grid: TileGrid) -> set[TileKey]:
 
 
 def _true_ncc(one: Any, other: Any) -> float:
-    a, b = (item.image[0, item.image.shape[1] // 2].astype(np.float32) for item in (one, other))
+    depth = one.image.shape[1]
+    dz, dy, dx = (round(v - u) for u, v in zip(one.true_px, other.true_px, strict=True))
+    planes = (one.image[0, depth // 2], other.image[0, depth // 2 - dz])
+    a, b = (plane.astype(np.float32) for plane in planes)
     a, b = (image - cv2.GaussianBlur(image, (0, 0), 12) for image in (a, b))
-    dy, dx = (round(v - u) for u, v in zip(one.true_px[1:], other.true_px[1:], strict=True))
     height, width = a.shape
     first = a[max(0, dy) : height + min(0, dy), max(0, dx) : width + min(0, dx)]
     second = b[max(0, -dy) : height + min(0, -dy), max(0, -dx) : width + min(0, -dx)]
@@ -165,7 +168,8 @@ def measure_grid(name: str, table: Table, work: Path, imports: Usage, peers: boo
     table.goal(f"{name}: largest tile error, px", score.max_px, 0.65 if "nuclei" in name else 0.05)
     table.goal(f"{name}: seams off by more than 2 px", score.seams_off, 0)
     table.goal(f"{name}: empty tile from the fitted stage, px ({len(empty)} empty)", score.blank_max_px, 5)
-    table.goal(f"{name}: CPU s per 100 Mpx beyond imports", beyond.cpu_s * 100 / megapixels, 6)
+    if megapixels >= 100:  # the report and the start-up cost a second at any size
+        table.goal(f"{name}: CPU s per 100 Mpx beyond imports", beyond.cpu_s * 100 / megapixels, 6)
     table.note(f"{name}: {'PASS' if figures['passed'] else 'FAIL'}: {figures['verdict']}")
     if peers and name in PEERS:
         peer, peer_found = _run_peer(PEERS[name], folder, work / "peer")
@@ -241,9 +245,11 @@ def main() -> None:
         }
         if "em-100" in memory:
             table.goal("em-100: MB beyond imports", memory["em-100"], 200)
-        if {"em", "em-100"} <= memory.keys():
+        if {"nuclei", "nuclei-400"} <= memory.keys():
             table.goal(
-                "memory of 100 tiles over that of 36, beyond imports", memory["em-100"] / memory["em"], 1.1
+                "memory of 400 tiles over that of 100, beyond imports",
+                memory["nuclei-400"] / memory["nuclei"],
+                1.1,
             )
         if not options.no_verdicts:
             measure_verdicts(table, work)

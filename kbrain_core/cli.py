@@ -93,10 +93,10 @@ def _make_app(name: str) -> cyclopts.App:
     )
     services = {"serve": _load_serve}
     commands = [path.split(".")[1].replace("_", "-") for path in STAGES]
+    groups = {step: cyclopts.Group(STEP_TITLES[step], sort_key=order) for order, step in enumerate(STEPS)}
     for command in [name] if name in commands else commands if name not in services else []:
         function = load_stage(command)
-        group = cyclopts.Group(STEP_TITLES[step_of(function)], sort_key=STEPS.index(step_of(function)))
-        app.command(_as_command(function), name=command_name(function), group=group)
+        app.command(_as_command(function), name=command_name(function), group=groups[step_of(function)])
     if name not in commands:
         group = cyclopts.Group("Services", sort_key=len(STEPS))
         for service, load in services.items():

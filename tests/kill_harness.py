@@ -24,7 +24,7 @@ from typing import Any
 
 KILLED = -signal.SIGKILL
 KILLS_PER_OUTPUT = 4
-TASK_BYTES = 2**18
+TASK_BYTES = 2**16
 
 
 class Launcher:
@@ -242,12 +242,14 @@ def _run(request: dict[str, Any]) -> None:
 
 
 def _shrink_tasks() -> None:
-    """Cut the work into blocks of `TASK_BYTES`, so that small data has many tasks to be killed in."""
+    """Cut the work into small blocks, so that small data has many tasks to be killed in."""
     from kbrain_core.formats.volume_spec import VolumeSpec
+    from kbrain_core.processing import align_sections, correct_illumination, stitch_tiles
 
     VolumeSpec.plan.__func__.__kwdefaults__["task_bytes"] = TASK_BYTES
-    for name in ("stitch_tiles", "align_sections"):
-        importlib.import_module(f"kbrain_core.processing.{name}").BOX_BYTES = TASK_BYTES
+    stitch_tiles.BOX_BYTES = align_sections.BOX_BYTES = TASK_BYTES
+    align_sections.RUN_SECTIONS = 2
+    correct_illumination._TASK_PIXELS = TASK_BYTES
 
 
 if __name__ == "__main__":

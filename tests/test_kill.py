@@ -49,11 +49,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     stage = Stage(jitter_px=8)
     grid = make_tile_grid(
-        rows=2, cols=3, size=192, overlap=0.25, sections=2, channels=("a", "b"), stage=stage
+        rows=2, cols=2, size=160, overlap=0.25, sections=2, channels=("a", "b"), stage=stage
     )
     write_ome_tiff(grid, folder / "tiles")
     write_tiles_table(grid, folder / "tiles" / "tiles.tsv")
-    write_sections(make_section_stack(count=4, size=192, max_shift_px=10), folder / "sections")
+    write_sections(make_section_stack(count=4, size=144, max_shift_px=8), folder / "sections")
     return folder
 
 
@@ -62,7 +62,7 @@ def volume(inputs: Path, launcher: Launcher) -> Path:
     """An OME-Zarr volume for the stages that read one."""
     tifffile.imwrite(
         inputs / "one.ome.tif",
-        (scene_3d("em", (80, 320, 320), 5) * 250).astype(np.uint8),
+        (scene_3d("em", (64, 256, 256), 5) * 250).astype(np.uint8),
         ome=True,
         photometric="minisblack",
         metadata={"axes": "ZYX", "PhysicalSizeZ": 0.04, "PhysicalSizeY": 0.008, "PhysicalSizeX": 0.008},
@@ -113,7 +113,10 @@ def align_sections(inputs: Path) -> Command:
 
 
 def precompute_volume(volume: Path) -> Command:
-    return lambda outputs: ["precompute-volume", "--input", str(volume), "--output", str(outputs / "out")]
+    return lambda outputs: [
+        "precompute-volume",
+        *("--input", str(volume), "--output", str(outputs / "out"), "--shard-mb", "0.5"),
+    ]
 
 
 def check(

@@ -129,8 +129,16 @@ class FuseTask:
         return f"fuse-t{self.t}-c{self.c}-{box_key(self.box)}"
 
 
-# Tiles at the edge of a box are needed again by the next one: a worker keeps them between its tasks.
-_kept_files: dict[Path, TileFiles] = {}
+# Tiles at the edge of a box are needed again by the next one: a worker keeps those of one folder between its tasks.
+_kept: list[TileFiles] = []
+
+
+def _files_of(folder: Path) -> TileFiles:
+    if not _kept or _kept[0].folder != folder:
+        if _kept:
+            _kept.pop().close()
+        _kept.append(TileFiles(folder, DECODED_CACHE_BYTES))
+    return _kept[0]
 
 
 def fuse_box(task: FuseTask) -> int:
@@ -139,7 +147,7 @@ def fuse_box(task: FuseTask) -> int:
     box = task.box.slices(spec.levels[0].shape)
     if not task.placed:
         return 0  # chunks that nobody writes read as zero
-    files = _kept_files.setdefault(task.folder, TileFiles(task.folder, DECODED_CACHE_BYTES))
+    files = _files_of(task.folder)
     voxels, covered = fuse(
         task.placed, box, np.dtype(spec.dtype), files, blend=task.blend, subpixel=task.subpixel
     )

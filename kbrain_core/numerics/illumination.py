@@ -26,26 +26,27 @@ import numpy.typing as npt
 
 Float = npt.NDArray[np.floating[Any]]
 
-MIN_PLANES = 6
-"""Fewest usable planes of a channel: with fewer, content and shading cannot be told apart."""
+MIN_SITES = 6
+"""Fewest places of the sample, with light, in a channel: with fewer, content and shading cannot be told apart."""
 
 GRID_PX = 64
 """Longer side of the grid on which shading is fitted: shading is smooth, and a small grid averages noise away."""
 
 DEGREE = 6
-"""Total degree of the Legendre surface: enough for the fourth power of the cosine, also off centre."""
+"""Total degree of the surface, in Legendre polynomials: enough for the fourth power of the cosine, also off centre."""
 
-MAX_RESIDUAL_PERCENT = 2.0
-"""Residual shading that a correction may leave: the pass mark, below what seams of a mosaic show."""
+MAX_RESIDUAL_PERCENT = 5.0
+"""Residual shading that a correction may leave: the pass mark. Seams of a mosaic begin to show above it."""
 
 _MAX_ROUNDS = 40
 _CONVERGED = 2e-4  # change of the field per round, far below what content leaves
 _CAUCHY = 1.5  # in units of the robust spread: objects and empty resin weigh little, texture weighs fully
-# How large the terms of each total degree are in real optics (standard deviation, relative to the mean): a vignette is
-# nearly even about its centre, so even degrees are large; a centre that is off by a tenth of the field makes odd ones.
-_PRIOR = np.array([np.inf, 0.03, 0.1, 0.003, 0.01, 0.0005, 0.001], np.float32)
-# Planes overlap and share their content with neighbours: their errors are taken as twice what independence would give.
-_VARIANCE_INFLATION = 4.0
+# The surface is the exponential of a polynomial: the logarithm of a vignette, whether parabola, Gaussian or fourth power of
+# the cosine, is nearly quadratic. How large the terms of each degree are in real optics (standard deviation): a centre off
+# by a fifth of the field makes odd ones.
+_PRIOR = np.array([np.inf, 0.1, 0.1, 0.005, 0.01, 0.001, 0.001], np.float32)
+# Neighbouring tiles overlap and share content: errors are taken as 1.4 times what independence would give.
+_VARIANCE_INFLATION = 2.0
 # An estimated dark level is used when the light (background minus dark) is known to this share.
 _MAX_DARK_ERROR = 0.15
 _SPLITS = 3  # six planes, the fewest, can be halved by each of the three lowest bits of their number
@@ -65,14 +66,18 @@ class Shading:
         What the same measure is expected to be after correction: half of how far the fields of two halves of the
         sites differ (each half has 1.4 times the error of all planes, their ratio twice); root mean square over
         three ways to halve them, because one alone may agree by luck.
-    planes : int
-        Planes the fit stands on.
+    content_percent : float
+        The part of it that is the content's fault: all but the error of the dark level.
+    planes, sites : int
+        Planes the fit stands on, and places of the sample that they show.
     """
 
     field: Float
     shading_percent: float
     residual_percent: float
+    content_percent: float
     planes: int
+    sites: int
 
 
 def span_percent(field: Float) -> float:
@@ -131,11 +136,14 @@ class DarkLevel:
         Standard error of an estimated level; None when it was given.
     source : str
         Where it comes from, for people.
+    of_blanks : bool
+        Whether blank planes told it.
     """
 
     level: float
     error: float | None
     source: str
+    of_blanks: bool = False
 
 
 def estimate_dark(stack: Float, blanks: Float | None = None) -> DarkLevel | None:
@@ -191,7 +199,7 @@ def _dark_of_blanks(blanks: Float, background: Float) -> DarkLevel | None:
     if level >= float(background.min()) or power == 0.0 or float(np.median(slopes)) > 0.1:
         return None
     error = float(np.median(slopes)) * float(background.mean() - level)
-    return DarkLevel(level, abs(error), "median of blank tiles")
+    return DarkLevel(level, abs(error), "median of blank tiles", of_blanks=True)
 
 
 def estimate_shading(
@@ -202,7 +210,7 @@ def estimate_shading(
     Parameters
     ----------
     stack : (N, h, w) ndarray of float32
-        Thumbnails (see `thumbnail`) of at least `MIN_PLANES` planes, in random order.
+        Thumbnails (see `thumbnail`) in random order.
     dark : DarkLevel, optional
         Grey value without light; 0 when None. Its error counts into the residual.
     sites : (N,) ndarray of int, optional
@@ -216,21 +224,21 @@ def estimate_shading(
     Raises
     ------
     ValueError
-        Fewer than `MIN_PLANES` planes with light in them.
+        Fewer than `MIN_SITES` places with light in them.
     """
     lit = stack - np.float32(dark.level if dark else 0.0)
     bright = np.median(lit, axis=(1, 2)) > 0
     lit, sites = lit[bright], _numbered(np.arange(len(stack)) if sites is None else sites, bright)
-    if len(lit) < MIN_PLANES:
-        raise ValueError(
-            f"{len(lit)} usable planes, at least {MIN_PLANES} are needed to estimate a flat field"
-        )
+    places = len(np.unique(sites))
+    if places < MIN_SITES:
+        raise ValueError(f"{places} usable places of the sample, at least {MIN_SITES} are needed")
     field = fit_surface(lit, sites)
     shading = span_percent(field)
-    residual = math.sqrt(sum(_disagreement(lit, sites, split) ** 2 for split in range(_SPLITS)) / _SPLITS)
+    content = math.sqrt(sum(_disagreement(lit, sites, split) ** 2 for split in range(_SPLITS)) / _SPLITS)
+    residual = content
     if dark and dark.error:
-        residual = math.hypot(residual, shading * dark.error / float(np.median(lit)))
-    return Shading(field, shading, residual, len(lit))
+        residual = math.hypot(content, shading * dark.error / float(np.median(lit)))
+    return Shading(field, shading, residual, content, len(lit), places)
 
 
 def _disagreement(lit: Float, sites: npt.NDArray[np.intp], split: int) -> float:
@@ -241,9 +249,8 @@ def _disagreement(lit: Float, sites: npt.NDArray[np.intp], split: int) -> float:
 
 
 def _numbered(sites: npt.NDArray[np.intp], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Number the sites of the chosen planes from 0; where there is only one, its planes."""
-    _, numbers = np.unique(sites[chosen], return_inverse=True)
-    return numbers if len(numbers) and numbers.max() > 0 else np.arange(len(numbers))
+    """Number the sites of the chosen planes from 0."""
+    return np.unique(sites[chosen], return_inverse=True)[1]
 
 
 def fit_surface(stack: Float, sites: npt.NDArray[np.intp] | None = None) -> Float:
@@ -264,7 +271,7 @@ def fit_surface(stack: Float, sites: npt.NDArray[np.intp] | None = None) -> Floa
     Returns
     -------
     (h, w) ndarray of float32
-        Relative brightness, mean 1, nowhere below 0.05.
+        Relative brightness, mean 1.
     """
     return _fit(stack, sites)[0]
 
@@ -308,9 +315,9 @@ def _shared_surface(
     total = weights.sum(axis=0)
     normal = (basis.T * total) @ basis
     # The whole surface is refitted, not its change: the prior is about the size of its terms.
-    target = field * (1.0 + (weights * residual).sum(axis=0) / total)
-    terms = np.linalg.solve(normal, basis.T @ (total * target))
-    pull = (weights * (field * (1.0 + residual) - basis @ terms)) @ basis
+    start = np.log(field)
+    terms = np.linalg.solve(normal, basis.T @ (total * start + (weights * residual).sum(axis=0)))
+    pull = (weights * (start + residual - basis @ terms)) @ basis
     scores = np.zeros(
         (int(sites.max()) + 1, pull.shape[1]), pull.dtype
     )  # (sites, terms): each site's own pull
@@ -318,8 +325,7 @@ def _shared_surface(
     pulls = np.linalg.solve(normal, scores.T)
     variance = _VARIANCE_INFLATION * (pulls**2).sum(axis=1) * len(scores) / max(1, len(scores) - 1)
     keep = 1.0 / (1.0 + variance / prior**2)
-    keep[0] = 1.0
-    surface = np.maximum(basis @ (keep * terms), 0.05)
+    surface = np.exp(np.clip(basis @ (keep * terms), -3.0, 3.0))
     return np.asarray(surface / surface.mean(), np.float32)
 
 
@@ -348,7 +354,7 @@ def full_field(field: Float, shape: tuple[int, int]) -> Float:
     """
     height, width = shape
     basis, _ = _legendre(*field.shape)
-    terms = np.linalg.lstsq(basis, field.ravel(), rcond=None)[0]
+    terms = np.linalg.lstsq(basis, np.log(field).ravel(), rcond=None)[0]
     # Centres of the tile's outermost pixels in the coordinates of the fitting grid, whose outermost centres are at -1, 1.
     edges = [1.0 + (small / size - 1.0) * -1.0 / max(1, small - 1) for small, size in zip(field.shape, shape)]
     degree = min(DEGREE, field.shape[0] - 1, field.shape[1] - 1)
@@ -357,5 +363,5 @@ def full_field(field: Float, shape: tuple[int, int]) -> Float:
     matrix = np.zeros((degree + 1, degree + 1))
     for (i, j), term in zip([(i, t - i) for t in range(degree + 1) for i in range(t + 1)], terms):
         matrix[i, j] = term
-    full = np.maximum(along_y @ matrix @ along_x.T, 0.05).astype(np.float32)
+    full = np.exp(along_y @ matrix @ along_x.T)
     return np.asarray(full / full.mean(), np.float32)

@@ -19,9 +19,10 @@ from ..formats.readers import open_image
 from ..formats.tables import Tile
 from ..stage import RunOptions
 from ..store import MARKER_FOLDER, atomic_path
-from .fixed_pattern import PatternSum, fixed_pattern
+from . import fixed_pattern
+from .fixed_pattern import PatternSum
 from .illumination import (
-    MIN_PLANES,
+    MIN_SITES,
     DarkLevel,
     Shading,
     estimate_dark,
@@ -51,6 +52,8 @@ PATTERN_PLANES = 64
 """Most planes of a channel that dust is looked for in: its noise is an eighth of a tile's then."""
 
 _PLANES_A_TASK = 16
+# A flat field that is uncertain by more than this share of its shading may do more harm than good: it must be asked for.
+_MAX_DOUBT = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,10 @@ class FieldsRequest:
 
     Attributes
     ----------
-    flat, dark : bool
-        Whether flat field and dark level are corrected.
+    flat : bool
+        Whether the flat field is corrected.
+    dark : {"off", "blank", "on"}
+        Whether the dark level is; `blank`: only if it is given or blank tiles tell it.
     flat_required : bool
         Refuse, rather than warn, when the flat field cannot be estimated.
     flat_input, dark_input : Path or None
@@ -72,7 +77,7 @@ class FieldsRequest:
     """
 
     flat: bool
-    dark: bool
+    dark: Literal["off", "blank", "on"]
     flat_required: bool
     flat_input: Path | None
     dark_input: Path | None
@@ -249,7 +254,7 @@ def _estimate_group(sample: _Sample, request: FieldsRequest, job: Job, run: RunO
             fields=Fields(flat, dark_field),
             flat_source=f"given ({request.flat_input.name})",
             shading_percent=span_percent(small),
-            residual_percent=span_percent(fit_surface(lit / small)) if len(lit) >= MIN_PLANES else None,
+            residual_percent=span_percent(fit_surface(lit / small)) if len(lit) >= MIN_SITES else None,
         )
     if not request.flat:
         return plain
@@ -257,12 +262,14 @@ def _estimate_group(sample: _Sample, request: FieldsRequest, job: Job, run: RunO
     if shading is None:
         return replace(plain, warnings=(*warnings, why))
     smooth = Fields(full_field(shading.field, shape), dark_field)
-    pattern = _pattern(sample, smooth, job, run)
+    # Few places repeat their own content, section by section, and that would be taken for dust.
+    enough = shading.sites >= fixed_pattern.MIN_PLANES
+    pattern = _pattern(sample, smooth, job, run) if enough else np.ones(shape, np.float32)
     flat = np.asarray(smooth.flat * pattern, np.float32)
     return replace(
         plain,
         fields=Fields(np.asarray(flat / flat.mean(), np.float32), dark_field),
-        flat_source=f"estimated from {shading.planes} planes",
+        flat_source=f"estimated from {shading.planes} planes of {shading.sites} places",
         shading_percent=shading.shading_percent,
         residual_percent=shading.residual_percent,
         planes=shading.planes,
@@ -300,7 +307,7 @@ def _dark(
     """Return the dark level, the field to subtract, its source and warnings."""
     none = np.zeros((), np.float32)
     group, thumbs = sample.group, sample.thumbs
-    if not request.dark:
+    if request.dark == "off":
         return None, none, "not corrected", ()
     if request.dark_input is not None:
         field = _given_field(request.dark_input, group, sample.channels, "--dark-input", None)
@@ -314,9 +321,11 @@ def _dark(
             (),
         )
     found = None
-    if len(thumbs) >= MIN_PLANES:
+    if len(thumbs) >= MIN_SITES:
         blanks, _ = _thumbnails(sample.blank, sample.folder, run, "Looking at blank tiles", group)
         found = estimate_dark(thumbs, blanks)
+    if request.dark == "blank" and (found is None or not found.of_blanks):
+        return None, none, "no blank tiles tell it, 0 taken", ()
     if found is None:
         return _unknown_dark(group, thumbs)
     error = f" +- {found.error:.2g}" if found.error is not None else ""
@@ -349,10 +358,11 @@ def _shading(sample: _Sample, dark: DarkLevel | None, request: FieldsRequest) ->
         if request.flat_required:
             raise InputError(why) from error
         return None, why
-    if not request.flat_required and shading.residual_percent >= shading.shading_percent:
+    if not request.flat_required and shading.content_percent > _MAX_DOUBT * shading.shading_percent:
         return None, (
-            f"Channel {group.channel}: the flat field was not corrected: its shading of {shading.shading_percent:.1f} % is "
-            f"no larger than what the estimate is uncertain by ({shading.residual_percent:.1f} %)"
+            f"Channel {group.channel}: the flat field was not corrected: its shading of {shading.shading_percent:.1f} % "
+            f"(uncertain by {shading.content_percent:.1f} %) may be the sample's own, seen at {shading.sites} places only: "
+            "give more tiles, --flat-field-input, or --flat-field on"
         )
     return shading, ""
 
@@ -373,7 +383,11 @@ def _pattern(sample: _Sample, fields: Fields, job: Job, run: RunOptions) -> Floa
     for part in run_tasks(pattern_of_planes, tasks, job=None, run=run, label=label, task_bytes=memory):
         if part is not None:
             total = part if total is None else total + part
-    return np.ones((group.height, group.width), np.float32) if total is None else fixed_pattern(total)
+    return (
+        np.ones((group.height, group.width), np.float32)
+        if total is None
+        else fixed_pattern.fixed_pattern(total)
+    )
 
 
 def _given_field(path: Path, group: Group, channels: Sequence[str], option: str, dark: Float | None) -> Float:

@@ -91,7 +91,7 @@ class Levels:
 
 def levels_of(sample: npt.NDArray[Any]) -> Levels:
     """Return the grey levels of pixels of one section; those of whole numbers to a fraction, by a fixed dither."""
-    if sample.dtype.kind != "f":
+    if np.array_equal(sample, np.rint(sample)):
         sample = sample + np.random.default_rng(0).random(sample.shape, np.float32) - np.float32(0.5)
     low, median, high = (float(value) for value in np.percentile(sample, (15.87, 50.0, 84.13)))
     return Levels(median, (high - low) / 2)

@@ -23,6 +23,7 @@ from kbrain_core.numerics.plane_transforms import (
     compose,
     identity,
     invert,
+    mean_distance,
     nearest_rigid,
     rotation,
 )
@@ -33,8 +34,10 @@ CAUCHY_FACTOR = 2.385
 """Of the residuals' standard deviation: 95 % efficient on normal errors."""
 OUTLIER_FACTOR = 4.0
 """A link whose residual is this many Cauchy scales is rejected: its weight is under 6 %."""
-CLOSED_FACTOR = 10.0
+CLOSED_FACTOR = 6.0
 """Three links agree when going around them ends this many link errors from the start, at most."""
+LARGEST_ERROR = 0.02
+"""Of a section's longest side: links that miss by more are wrong, not imprecise."""
 RIGID_PRIOR = 1e-3
 """Weight, beside a link's, of the wish that a section is not stretched: without it a chain of affine links creeps."""
 
@@ -97,7 +100,7 @@ def solve_chain(
     links : sequence of SectionLink
     model : {"translation", "rigid", "similarity", "affine"}
     link_error_px : float
-        The error to expect of a right link: residuals below it are not told apart.
+        The least error to expect of a right link; more is learnt from how links close to triangles.
 
     Returns
     -------
@@ -120,7 +123,9 @@ def _solve_sorted(
     count = len(points)
     residual = np.zeros(len(links))
     weight_now = np.zeros(len(links))
-    trusted = _trusted(points, links, link_error_px)
+    gaps = _triangle_gaps(points, links)
+    link_error_px = _usual_error(gaps, points, link_error_px)
+    trusted = _trusted(links, gaps, link_error_px)
     graph = _graph(links, trusted, count)
     _, numbers = csgraph.connected_components(graph, directed=False)
     linked = sorted({end for link in links for end in (link.first, link.second)})
@@ -148,24 +153,40 @@ def _solve_sorted(
     return Chain(placed[:count], residual, kept, component)
 
 
-def _trusted(points: Sequence[Floats], links: Sequence[SectionLink], link_error_px: float) -> Floats:
-    """Confidence in each link before any is solved: its weight, and a step more for every triangle that closes with it."""
+def _triangle_gaps(points: Sequence[Floats], links: Sequence[SectionLink]) -> list[tuple[float, list[int]]]:
+    """For every three links between three sections: how far going around them ends from the start (px), and which."""
     index = {(link.first, link.second): i for i, link in enumerate(links)}
-    closes = np.zeros(len(links))
-    neighbours: dict[int, set[int]] = defaultdict(set)
+    onward: dict[int, set[int]] = defaultdict(set)
     for first, second in index:
-        neighbours[min(first, second)].add(max(first, second))
+        onward[first].add(second)
+    gaps = []
     for (first, second), one in index.items():
-        for third in neighbours[second] & neighbours[first]:
-            two, three = index.get((second, third)), index.get((first, third))
-            if two is None or three is None:
-                continue
+        for third in sorted(onward[second] & onward[first]):
+            two, three = index[second, third], index[first, third]
             around = compose(links[two].first_to_second, links[one].first_to_second)
-            gap = np.linalg.norm(
-                apply(around, points[first]) - apply(links[three].first_to_second, points[first]), axis=1
-            )
-            if gap.mean() < CLOSED_FACTOR * link_error_px:
-                closes[[one, two, three]] += 1
+            gap = mean_distance(around, links[three].first_to_second, points[first])
+            gaps.append((gap, [one, two, three]))
+    return gaps
+
+
+def _usual_error(gaps: Sequence[tuple[float, list[int]]], points: Sequence[Floats], least_px: float) -> float:
+    """The error of a link, from the triangles that close: sections differ by real tissue, and links err by that.
+
+    Residuals alone would not tell: a chain fits its most trusted links exactly, however wrong they are.
+    """
+    largest = LARGEST_ERROR * max((float(np.ptp(p, axis=0).max()) for p in points), default=0.0)
+    closing = [gap for gap, _ in gaps if gap < largest * np.sqrt(3)]
+    return max(least_px, float(np.median(closing)) / float(np.sqrt(3)) if closing else 0.0)
+
+
+def _trusted(
+    links: Sequence[SectionLink], gaps: Sequence[tuple[float, list[int]]], error_px: float
+) -> Floats:
+    """Confidence in each link before any is solved: its weight, and a step more for every triangle that closes with it."""
+    closes = np.zeros(len(links))
+    for gap, members in gaps:
+        if gap < CLOSED_FACTOR * error_px:
+            closes[members] += 1
     weights = np.array([link.weight for link in links])
     return closes + weights / max(float(weights.max(initial=0)), 1e-12)
 

@@ -18,6 +18,8 @@ from kbrain_core.numerics.section_registration import CONVINCING, Link, Method, 
 LEAST_SIGNIFICANCE = 8.0
 """A link below this is chance whatever the data: a search over circle and field alone reaches 6 to 8."""
 CHANCE_SIGMAS = 4.0
+CHANCE_EVERY = 5
+"""Of the sections that a reference finds: what chance reaches there is learnt from these."""
 LEAST_CHANCE_SIGMA = 0.5
 """Mirrored pairs are few: their spread is not believed to be smaller."""
 
@@ -244,9 +246,9 @@ def link_reference(task: ReferenceTask) -> dict[str, Any]:
     reference = prepare_section(reference_pixels)
     # A reference is of another instrument: its pixel size is right to a per cent or so, which a rigid match survives.
     found = register_sections(section, reference, method=task.method, model="rigid")
-    chance = (
-        register_sections(section, mirrored(reference), method=task.method, model="rigid") if found else None
-    )
+    chance = None
+    if found is not None and task.index % CHANCE_EVERY == 0:
+        chance = register_sections(section, mirrored(reference), method=task.method, model="rigid")
     links = [] if found is None else [_pair(task.index, task.sections, found, task.pixel_ratio)]
     return {
         "sections": [],

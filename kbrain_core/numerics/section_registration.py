@@ -30,7 +30,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 ANGLE_STEP_DEG = 3.0
 """Of the first search: its rim moves by 2.5 px of an image of 96 px, about the width of the structure left in it."""
-FINE_ANGLE_STEP_DEG = 1.5
+FINE_ANGLE_STEP_DEG = 2.0
 CANDIDATES = 6
 DISTINCT = 1 / 12
 """Of a section's longest side: placements closer than this are one."""

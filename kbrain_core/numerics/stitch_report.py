@@ -87,6 +87,7 @@ def stitch_report(
             "What all tiles show at the same place (dust, scratches): left out of the registration, not of the volume.",
             overview_picture(pattern),
         )
+    _add_cycles(report, found)
     _add_tables(report, mosaic, found)
     return report
 
@@ -129,8 +130,17 @@ def _group_links(mosaic: Mosaic, found: Registration, group: int) -> Ints:
     return np.flatnonzero(mosaic.groups[ends[:, 0]] == group) if len(ends) else np.empty(0, np.int64)
 
 
+def _plain_figure(width_in: float, height_in: float) -> Figure:
+    """A figure with fixed margins: fitting them to the text draws everything twice, the largest cost of a small stitch."""
+    figure = new_figure(width_in, height_in)
+    figure.set_layout_engine(None)
+    bottom, top = 0.55 / height_in, 1 - 0.3 / height_in
+    figure.subplots_adjust(left=0.09, right=0.97, bottom=bottom, top=top, wspace=0.28, hspace=0.15)
+    return figure
+
+
 def _link_map(mosaic: Mosaic, found: Registration, group: int) -> Figure:
-    figure = new_figure(11, 5.2)
+    figure = _plain_figure(11, 5.2)
     chosen = _group_links(mosaic, found, group)
     ends, accepted = found.links.ends[chosen], found.links.accepted[chosen]
     # given positions come without a decision: their seams are all drawn by agreement
@@ -188,7 +198,7 @@ def _draw_lines(axes: Axes, ends: Floats, values: Floats | None, colours: str, t
 
 
 def _shift_map(mosaic: Mosaic, found: Registration, group: int) -> Figure:
-    figure = new_figure(8, 5.5)
+    figure = _plain_figure(8, 5.5)
     axes = figure.subplots()
     _draw_tiles(axes, mosaic, found, group)
     members = np.flatnonzero((mosaic.groups == group) & (found.placement.linked > 0))
@@ -212,17 +222,19 @@ def _shift_map(mosaic: Mosaic, found: Registration, group: int) -> Figure:
 
 
 def _histograms(found: Registration) -> Figure:
-    figure = new_figure(9, 3.4)
+    figure = _plain_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
     residuals = found.placement.residuals[found.links.accepted]
-    left.hist(residuals, bins=30, color="#3b6ea5")
-    left.axvline(OFF_PX, color="#b03030", linewidth=1) if residuals.max(initial=0) > OFF_PX / 2 else None
+    left.stairs(*np.histogram(residuals, 30), fill=True, color="#3b6ea5")
+    if residuals.max(initial=0) > OFF_PX / 2:
+        left.axvline(OFF_PX, color="#b03030", linewidth=1)
     left.set_xlabel("residual, px")
     left.set_ylabel("links")
     bins = np.linspace(-0.1, 1, 45)
     coarse = [link.ncc for link in found.links.found]
-    right.hist(coarse, bins=bins, color="#3b6ea5", label="neighbours")
-    right.hist(found.links.chance, bins=bins, color="#c98a2b", alpha=0.8, label="tiles that do not touch")
+    chance = np.histogram(found.links.chance, bins)
+    right.stairs(*np.histogram(coarse, bins), fill=True, color="#3b6ea5", label="neighbours")
+    right.stairs(*chance, fill=True, color="#c98a2b", alpha=0.8, label="tiles that do not touch")
     right.axvline(found.links.threshold, color="#b03030", linewidth=1)
     right.set_xlabel("NCC")
     right.legend(fontsize=8)
@@ -230,7 +242,7 @@ def _histograms(found: Registration) -> Figure:
 
 
 def _group_curves(mosaic: Mosaic, found: Registration) -> Figure:
-    figure = new_figure(8, 3.4)
+    figure = _plain_figure(8, 3.4)
     upper, lower = figure.subplots(2, 1, sharex=True)
     numbers, agreement, worst = [], [], []
     for group in range(len(mosaic.group_names)):
@@ -287,6 +299,31 @@ def _side_by_side(views: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     edge = [(0, 0), (0, 0), (0, 0)]
     edge[axis] = (0, 6)
     return np.concatenate([np.pad(view, edge, constant_values=255) for view in views], axis=axis)
+
+
+def _add_cycles(report: Report, found: Registration) -> None:
+    """How channels and time points lie on the registered one."""
+    rows = [
+        (
+            cycle.channel,
+            cycle.t,
+            f"{cycle.matched} of {cycle.sites}",
+            "" if cycle.shift_px is None else f"{cycle.shift_px[1]:.2f}, {cycle.shift_px[0]:.2f}",
+            "" if cycle.angle_deg is None else f"{cycle.angle_deg:.3f}",
+            "no common structure" if cycle.off_px is None else f"{cycle.off_px:.2f}",
+        )
+        for cycle in found.cycles
+    ]
+    if rows:
+        header = (
+            "channel",
+            "time",
+            "tiles that match",
+            "shift x, y, px",
+            "rotation, deg",
+            "largest shift, px",
+        )
+        report.table("Channels and time points against the registered one", header, rows[:LISTED])
 
 
 def _add_tables(report: Report, mosaic: Mosaic, found: Registration) -> None:

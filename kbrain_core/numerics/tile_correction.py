@@ -20,9 +20,13 @@ Preset = Literal["confocal", "light-sheet", "bright-field", "fluorescence", "em"
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """The steps of a correction, in the order in which they are done."""
+    """The steps of a correction.
 
-    dark: bool = False
+    The dark level is subtracted `on`, or only where blank tiles tell it (`blank`): an EM detector's black is set by hand, so
+    that not to know it is no fault.
+    """
+
+    dark: Literal["off", "blank", "on"] = "off"
     flat_field: bool = False
     depth_loss: bool = False
     stripes: bool = False
@@ -34,7 +38,7 @@ class Steps:
     clahe: bool = False
 
     def names(self) -> tuple[str, ...]:
-        """The steps that are on, in words, in their order."""
+        """The steps that are on, in words."""
         words = {
             "dark": "dark level",
             "flat_field": "flat field",
@@ -49,7 +53,7 @@ class Steps:
         return tuple(
             f"denoising ({self.denoise})" if name == "denoise" else words[name]
             for name in self.__dataclass_fields__
-            if getattr(self, name) not in (False, "none")
+            if getattr(self, name) not in (False, "none", "off")
         )
 
 
@@ -57,13 +61,13 @@ class Steps:
 # needs it, over depth or sections. What takes signal away (background, denoising) or turns it around must be asked for.
 PRESETS: Mapping[str, Steps] = MappingProxyType(
     {
-        "fluorescence": Steps(dark=True, flat_field=True),
-        "confocal": Steps(dark=True, flat_field=True, depth_loss=True),
-        "light-sheet": Steps(dark=True, flat_field=True, depth_loss=True, stripes=True),
+        "fluorescence": Steps(dark="on", flat_field=True),
+        "confocal": Steps(dark="on", flat_field=True, depth_loss=True),
+        "light-sheet": Steps(dark="on", flat_field=True, depth_loss=True, stripes=True),
         # Transmitted light: the empty field is bright, so a camera's offset hardly matters.
         "bright-field": Steps(flat_field=True),
         # An EM detector's brightness and contrast are set by hand, from section to section.
-        "em": Steps(flat_field=True, section_contrast=True),
+        "em": Steps(dark="blank", flat_field=True, section_contrast=True),
         "none": Steps(),
     }
 )

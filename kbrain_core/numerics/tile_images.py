@@ -69,14 +69,18 @@ class TileFiles:
     """
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
-        self._folder = folder
-        self._readers: OrderedDict[str, ImageReader] = OrderedDict()
+        self.folder = folder
+        self._readers: OrderedDict[tuple[str, int], ImageReader] = OrderedDict()
         self._decoded: Recent[NDArray[np.generic]] = Recent(budget_bytes)
 
     def __enter__(self) -> TileFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
         while self._readers:
             self._readers.popitem()[1].close()
 
@@ -92,13 +96,23 @@ class TileFiles:
         size = int(np.prod(shape)) * np.dtype(tile.dtype).itemsize
         if size > WHOLE_TILE_BYTES:
             return self._read_box(tile, shape, box)
-        key = (tile.name, tile.series, tile.page)
+        key = self._key(tile)
         whole = tuple(slice(0, n) for n in shape)
         return self._decoded.get(key, lambda: self._read_box(tile, shape, whole))[box]
 
     def release(self, tile: Tile) -> None:
         """Let go of the pixels of a tile that is not read again soon."""
-        self._decoded.drop((tile.name, tile.series, tile.page))
+        self._decoded.drop(self._key(tile))
+
+    def _key(self, tile: Tile) -> Hashable:
+        return tile.name, tile.series, tile.page, self._changed_at(tile.name)
+
+    def _changed_at(self, name: str) -> int:
+        """Time of the file's last change: what was kept of an older one must not be used."""
+        try:
+            return (self.folder / name).stat().st_mtime_ns
+        except OSError as error:
+            raise InputError(f"'{name}' cannot be read from '{self.folder}' ({error.strerror})") from error
 
     def _read_box(self, tile: Tile, shape: tuple[int, ...], box: tuple[slice, ...]) -> NDArray[Any]:
         reader = self._open(tile.name)
@@ -118,10 +132,11 @@ class TileFiles:
         return reader.read(tile.series, t, c, z, box[1], box[2])
 
     def _open(self, name: str) -> ImageReader:
-        if name in self._readers:
-            self._readers.move_to_end(name)
+        key = (name, self._changed_at(name))
+        if key in self._readers:
+            self._readers.move_to_end(key)
         else:
-            self._readers[name] = open_image(self._folder / name, whole_set=False)
+            self._readers[key] = open_image(self.folder / name, whole_set=False)
             if len(self._readers) > OPEN_FILES:
                 self._readers.popitem(last=False)[1].close()
-        return self._readers[name]
+        return self._readers[key]

@@ -305,6 +305,13 @@ def judge_mosaic(mosaic: Mosaic, links: Links, placement: Placement, seams: dict
     enough = np.minimum(2, np.bincount(links.ends.ravel(), minlength=count))
     lost = {int(i) for i in np.flatnonzero(stray & (structured >= enough)) if not mosaic.sites[i].blank}
     lost |= _split(mosaic, links, placement)
+    # a tile with as many seams that do not match as verified ones may hang on a link that chance verified
+    wrong = (
+        np.bincount(links.ends[unmatched].ravel(), minlength=count)
+        if unmatched
+        else np.zeros(count, np.int64)
+    )
+    lost |= {int(i) for i in np.flatnonzero((wrong > 0) & (wrong >= placement.linked))}
     summary = _summary(links, placement, used, total)
     if used == 0:
         reason = f"no link of {total} could be verified (nothing agrees better than chance, NCC {links.threshold:.2f})"
@@ -324,7 +331,8 @@ def judge_given(mosaic: Mosaic, links: Links) -> Verdict:
     structured = [
         i
         for i, link in enumerate(links.found)
-        if links.must_match(link.structure) and not (mosaic.sites[link.first].blank or mosaic.sites[link.second].blank)
+        if links.must_match(link.structure)
+        and not (mosaic.sites[link.first].blank or mosaic.sites[link.second].blank)
     ]
     if not structured:
         return Verdict(True, "positions were given; no seam has enough structure to check them", (), (), ())

@@ -20,9 +20,9 @@ from .phase_correlation import (
     overlap_slices,
     quadratic_peak,
 )
-from .tile_filter import Signal, enlarge, fixed_pattern, reduce_plane, structure_share, texture
+from .tile_filter import Signal, enlarge, reduce_plane, structure_share, texture
 from .tile_images import WHOLE_TILE_BYTES, TileFiles
-from .tile_layout import Mosaic, Site
+from .tile_layout import Site
 
 # Reduced tiles have at most this many voxels: more brings no better candidates, only work.
 COARSE_VOXELS = 1_500_000
@@ -36,8 +36,6 @@ PATCH_TILES = 8
 KEPT_TILES = PATCH_TILES + 4
 # Bound of the kept decoded tiles.
 DECODED_BYTES = 200_000_000
-# Tiles that the fixed pattern is the median of; fewer than the least would leave the sample in it.
-PATTERN_TILES, PATTERN_LEAST = 25, 8
 
 
 @dataclass(frozen=True)
@@ -212,6 +210,7 @@ class SiteImages:
         self._task = task
         self._files = files
         self._coarse: dict[int, Signal] = {}
+        self._patterns: dict[tuple[int, int], Signal] = {}
 
     def coarse(self, number: int) -> Signal:
         """Filtered reduced tile, (Z, Y, X)."""
@@ -237,10 +236,18 @@ class SiteImages:
         """A box at full resolution less the fixed pattern, background and pixel noise, (Z, Y, X)."""
         site = self._task.sites[number]
         volume = read_sum(site, self._files, (box[0], box[1], box[2]))
-        pattern = self._task.patterns.get(site.shape[1:])
-        if pattern is not None:
-            volume -= enlarge(pattern, self._task.reduction.yx, (box[1], box[2]))
+        if site.shape[1:] in self._task.patterns:
+            volume -= self._pattern(site.shape[1:], (box[1], box[2]))
         return texture(volume, denoise=True)
+
+    def _pattern(self, size: tuple[int, int], region: tuple[slice, slice]) -> Signal:
+        """Part of the fixed pattern at full resolution; the whole is kept where it is small."""
+        reduced, factor = self._task.patterns[size], self._task.reduction.yx
+        if size[0] * size[1] > FINE_VOXELS:
+            return enlarge(reduced, factor, region)
+        if size not in self._patterns:
+            self._patterns[size] = enlarge(reduced, factor, (slice(0, size[0]), slice(0, size[1])))
+        return self._patterns[size][region]
 
 
 def task_bytes(sites: Iterable[Site], reduction: Reduction) -> int:
@@ -443,45 +450,6 @@ def _seam(pair: Pair, offset: Float3, task: PairTask, images: SiteImages) -> lis
     structure = Structure.between(first[in_first], second[in_second])
     ncc = overlap_ncc(first, second, place)[0]
     return [ncc, structure.share, structure.contrast]
-
-
-@dataclass(frozen=True)
-class PatternTask:
-    """Sites whose fixed pattern is wanted, all of one size."""
-
-    key: str
-    folder: Path
-    sites: tuple[Site, ...] = field(repr=False)
-    reduction: Reduction
-
-
-def measure_pattern(task: PatternTask) -> Signal:
-    """Fixed pattern of the camera from the middle planes of some sites."""
-    with TileFiles(task.folder, 0) as files:
-        planes = (_middle_plane(site, files, task.reduction.yx) for site in task.sites)
-        return fixed_pattern(planes, len(task.sites), task.reduction.yx)
-
-
-def _middle_plane(site: Site, files: TileFiles, factor: int) -> Signal:
-    depth, height, width = site.shape
-    middle = slice(depth // 2, depth // 2 + 1)
-    return reduce_plane(read_sum(site, files, (middle, slice(0, height), slice(0, width)))[0], factor)
-
-
-def pattern_tasks(mosaic: Mosaic, folder: Path, reduction: Reduction) -> list[PatternTask]:
-    """One task per tile size that has enough tiles with something on them."""
-    by_size: dict[tuple[int, int], list[Site]] = {}
-    for site in mosaic.sites:
-        if not site.blank:
-            by_size.setdefault((site.shape[1], site.shape[2]), []).append(site)
-    tasks = []
-    for (height, width), sites in sorted(by_size.items()):
-        if len(sites) >= PATTERN_LEAST:
-            chosen = np.unique(np.linspace(0, len(sites) - 1, PATTERN_TILES).round().astype(int))
-            tasks.append(
-                PatternTask(f"pattern-{height}x{width}", folder, tuple(sites[i] for i in chosen), reduction)
-            )
-    return tasks
 
 
 def _int3(values: Iterator[int] | Sequence[int]) -> Int3:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..engine import Job, run_tasks
 from ..formats.tables import Position
 from ..stage import RunOptions
+from .cycle_check import Cycle, check_cycles
 from .tile_canvas import given_placement, solved_rows
 from .tile_filter import Signal
 from .tile_graph import Ints
@@ -38,11 +39,10 @@ from .tile_pairs import (
     Structure,
     check_seams,
     choose_reduction,
-    measure_pattern,
-    pattern_tasks,
     register_pairs,
     task_bytes,
 )
+from .tile_pattern import measure_pattern, pattern_tasks
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Registration:
         Doubtful overlaps where the solution puts them, by number of the link.
     template : PairTask
         What the tasks had in common, without pairs.
+    cycles : tuple of Cycle
+        How channels and time points that share a solution lie on the registered one.
     """
 
     links: Links
@@ -68,6 +70,7 @@ class Registration:
     rows: tuple[Position, ...]
     seams: dict[int, Seam]
     template: PairTask
+    cycles: tuple[Cycle, ...]
 
 
 def search_margin(mosaic: Mosaic, overlap_px: float, max_shift_um: float | None) -> tuple[int, int, int]:
@@ -145,7 +148,8 @@ def register_mosaic(
     numbered = dict(zip((int(i) for i in doubtful_links(links, placement)), seams, strict=True))
     verdict = judge_mosaic(mosaic, links, placement, numbered)
     rows = tuple(solved_rows(mosaic, links, placement))
-    return Registration(links, placement, verdict, rows, numbered, template)
+    cycles = tuple(check_cycles(mosaic, links, placement.positions, template, job, run))
+    return Registration(links, placement, verdict, rows, numbered, template, cycles)
 
 
 def _template(
@@ -228,7 +232,7 @@ def _look_at_given(
     accepted: NDArray[np.bool_] = np.zeros(len(found), bool)
     links = Links(found, accepted, float("nan"), np.zeros(0))
     verdict = judge_given(mosaic, links)
-    return Registration(links, placement, verdict, tuple(given), dict(enumerate(seams)), template)
+    return Registration(links, placement, verdict, tuple(given), dict(enumerate(seams)), template, ())
 
 
 def _as_measured(pair: Pair, placement: Placement, seam: Seam) -> Measurement:

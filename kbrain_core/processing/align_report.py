@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 # More sections without a link that holds: the chain is guessed, not measured.
 MOST_INTERPOLATED = 0.1
-# A residual over the section that the eye sees as a jump, in px of the resolution that was registered.
+# A residual over the section that the eye sees as a jump: in px of the resolution that was registered, or as a share of the
+# longest side of the tissue, whichever is more (neighbours of thick sections differ by real tissue).
 MOST_RESIDUAL_PX = 3.0
+MOST_RESIDUAL = 0.01
 PICTURE_PX = 600
 CHECKER_PX = 48
 MOST_ROWS = 200
@@ -94,7 +96,9 @@ def review(aligned: AlignedStack, *, registered: bool) -> Verdict:
     usable = held + len(by_state.get("interpolated", ())) + len(by_state.get("detached", ()))
     residuals = [row.residual_px for row in rows if row.residual_px is not None]
     worst = max(residuals, default=0.0)
-    limit = MOST_RESIDUAL_PX * 2**aligned.halvings
+    boxes = [facts.tissue_box for facts in aligned.linked.facts.values()]
+    longest = max((max(box[2] - box[0], box[3] - box[1]) for box in boxes), default=0)
+    limit = max(MOST_RESIDUAL_PX * 2**aligned.halvings, MOST_RESIDUAL * longest)
     if usable == 1:
         return Verdict(True, "One section: nothing to align", warnings)
     if aligned.solution.pieces > 1:

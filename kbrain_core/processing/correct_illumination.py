@@ -83,22 +83,12 @@ def correct_illumination(
 ) -> IlluminationResult:
     """Correct the illumination of tiles: shading over the field, loss with depth, stripes, background and contrast.
 
-    A preset says which steps are done; each step can be switched on or off by its own option. The steps, in this order:
-
-    ============== ============ ======== =========== ============ == ====
-    step           fluorescence confocal light-sheet bright-field em none
-    ============== ============ ======== =========== ============ == ====
-    dark level     on           on       on
-    flat field     on           on       on          on           on
-    loss w. depth               on       on
-    stripes                              on
-    curtains
-    background
-    denoising
-    section contr.                                                on
-    inversion
-    CLAHE
-    ============== ============ ======== =========== ============ == ====
+    A preset says which steps are done, and each step can be switched on or off by its own option. fluorescence: dark
+    level, flat field. confocal: dark level, flat field, loss with depth. light-sheet: dark level, flat field, loss
+    with depth, stripes. bright-field: flat field. em: dark level (only where blank tiles tell it, because the black
+    of an EM detector is set by hand), flat field, contrast of sections. none: nothing. Curtains, background,
+    denoising, inversion and CLAHE are done only when asked for. The order is always: dark level, flat field, stripes,
+    curtains, background, denoising, loss with depth or contrast of sections, inversion, CLAHE.
 
     Flat field and dark level are estimated for each channel from a sample of its tiles, or given as images. The type of
     the tiles is kept: values are rounded half to even, and clipped pixels are counted. Every tile becomes an
@@ -194,10 +184,8 @@ def correct_illumination(
 
     base = PRESETS[preset]
     steps = Steps(
-        dark=_is_on(dark, base.dark)
-        or (dark == "auto" and (dark_input is not None or dark_level is not None)),
-        flat_field=_is_on(flat_field, base.flat_field)
-        or (flat_field == "auto" and flat_field_input is not None),
+        dark="on" if dark_input or dark_level is not None else base.dark if dark == "auto" else dark,
+        flat_field=flat_field_input is not None or _is_on(flat_field, base.flat_field),
         depth_loss=_is_on(depth_loss, base.depth_loss),
         stripes=_is_on(stripes, base.stripes),
         curtains=_is_on(curtains, base.curtains),
@@ -235,7 +223,9 @@ def correct_illumination(
         dark_level=dark_level,
         planes=estimate_planes,
     )
-    found = estimate_fields(chosen, folder, request, job, run) if steps.flat_field or steps.dark else {}
+    found = (
+        estimate_fields(chosen, folder, request, job, run) if steps.flat_field or steps.dark != "off" else {}
+    )
     lines = _plane_lines(chosen, folder, found, steps, depth_loss == "on", run)
     tasks = _tasks(chosen, folder, output, found, lines, recipe, compression)
     pixels = max((tile.height_px or 0) * (tile.width_px or 0) for tile in chosen)

@@ -48,6 +48,10 @@ class StitchResult(StageResult):
     stage_scale_x, stage_scale_y, stage_angle_deg, backlash_px : float
         Fitted steps over nominal steps, angle between camera and stage, play of a stage that scans to and fro; medians
         over sections.
+    max_cycle_rotation_deg, max_cycle_shift_px : float
+        Largest rotation and displacement of a channel or time point, on the same solution, against the registered one.
+    shape_tczyx : (5,) int
+        Shape of the volume.
     """
 
     passed: bool
@@ -71,6 +75,8 @@ class StitchResult(StageResult):
     stage_scale_y: float
     stage_angle_deg: float
     backlash_px: float
+    max_cycle_rotation_deg: float | None
+    max_cycle_shift_px: float | None
     shape_tczyx: tuple[int, int, int, int, int]
 
 
@@ -296,10 +302,20 @@ def _result(
 ) -> StitchResult:
     import numpy as np
 
+    from ..numerics.tile_graph import OFF_PX
+
     links, placement, verdict = found.links, found.placement, found.verdict
     residuals = placement.residuals[links.accepted]
     some, held = len(residuals) > 0, placement.linked > 0
     stages = placement.stages
+    angles = [abs(cycle.angle_deg) for cycle in found.cycles if cycle.angle_deg is not None]
+    shifts = [cycle.off_px for cycle in found.cycles if cycle.off_px is not None]
+    if shifts and max(shifts) > OFF_PX:
+        warnings = (
+            f"A channel or time point lies up to {max(shifts):.1f} px off the registered one (rotation up to "
+            f"{max(angles):.2f} deg): solve it by itself (--per-channel, --per-time-point) and align the volumes",
+            *warnings,
+        )
     if not verdict.passed:
         warnings = (f"FAIL: {verdict.line}", *warnings)
     return StitchResult(
@@ -326,6 +342,8 @@ def _result(
         stage_scale_y=float(np.median([stage.scale_yx[0] for stage in stages])),
         stage_angle_deg=float(np.median([stage.angle_deg for stage in stages])),
         backlash_px=float(np.median([stage.backlash_px for stage in stages])),
+        max_cycle_rotation_deg=max(angles) if angles else None,
+        max_cycle_shift_px=max(shifts) if shifts else None,
         shape_tczyx=canvas.shape,
         warnings=warnings,
     )

@@ -51,9 +51,8 @@ def residual_percent(field: np.ndarray, size: int) -> float:
 
 def test_vignette_of_35_percent_leaves_less_than_2(em: np.ndarray, nuclei: np.ndarray) -> None:
     # The project's own limit. The planted vignette spans 38.5 % of its mean; 30 % of the nuclei's area is empty.
-    # As the presets do it: EM without a dark level, which an EM detector's brightness knob makes meaningless.
-    for stack, dark, size in ((em, None, 1024), (nuclei, DARK, 512)):
-        shading = estimate_shading(stack, dark)
+    for stack, size in ((em, 1024), (nuclei, 512)):
+        shading = estimate_shading(stack, DARK)
         assert shading.shading_percent == pytest.approx(38.5, abs=3)
         assert residual_percent(shading.field, size) < 2.0
 
@@ -98,7 +97,7 @@ def test_blank_tiles_give_the_dark_level(nuclei: np.ndarray) -> None:
 def test_blank_tiles_with_light_are_not_taken_for_dark(nuclei: np.ndarray) -> None:
     glowing = np.repeat((30 * thumbnail(planted_shading(512)))[None], 2, axis=0)
     found = estimate_dark(nuclei, glowing)
-    assert found is None or found.source != "median of blank tiles"
+    assert found is None or not found.of_blanks
 
 
 def test_dark_level_that_cannot_be_told_is_not_invented(em: np.ndarray) -> None:
@@ -126,14 +125,20 @@ def test_error_of_the_dark_level_counts(nuclei: np.ndarray) -> None:
 
 
 def test_too_few_planes_are_refused(em: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="5 usable planes, at least 6"):
+    with pytest.raises(ValueError, match="5 usable places of the sample, at least 6"):
         estimate_shading(em[:5])
+
+
+def test_one_stack_is_one_place(em: np.ndarray) -> None:
+    # The planes of a single stack all show the same anatomy, which would be taken for shading.
+    with pytest.raises(ValueError, match="1 usable places"):
+        estimate_shading(em, DARK, np.zeros(len(em), int))
 
 
 def test_enlarging_a_field_keeps_it() -> None:
     large = planted_shading(700)
-    # Area averages of a parabola differ from its value at the centre by 1e-4 at most on a grid of 64.
-    assert np.abs(full_field(thumbnail(large), (700, 700)) / large - 1).max() < 2e-4
+    # The exponential of a polynomial of degree 6 follows a parabola to 3e-4, averages over a grid cell to 1e-4.
+    assert np.abs(full_field(thumbnail(large), (700, 700)) / large - 1).max() < 5e-4
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ sizes = st.tuples(st.integers(1, 4), st.integers(1, 30), st.integers(1, 30))
 offsets = st.tuples(st.integers(-5, 5), st.integers(-40, 40), st.integers(-40, 40))
 
 
+@settings(deadline=None)
 @given(sizes, sizes, offsets)
 def test_overlap_slices_cover_the_same_voxels_of_both(first, second, offset):
     in_first, in_second = overlap_slices(first, second, offset, (0, 0, 0))

@@ -102,7 +102,7 @@ def test_a_right_start_gives_the_same_answer(moved: SectionStack) -> None:
 def test_chance_is_told_from_truth(moved: SectionStack) -> None:
     sections = [prepare_section(image) for image in moved.images]
     chances = []
-    for one, two in ((0, 1), (1, 2), (0, 2)):
+    for one, two in ((0, 1), (1, 2)):
         false = register_sections(sections[one], mirrored(sections[two]))
         chances.append(0.0 if false is None else false.significance)
     true = register_sections(sections[0], sections[1])

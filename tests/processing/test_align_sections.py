@@ -142,7 +142,8 @@ def test_an_edited_table_is_applied(folder: Path, aligned: tuple[AlignResult, Pa
     assert (new[2] == 0).all()
     moved = new[0][grown:, : old.shape[2]]
     inside = old[0] > 0
-    np.testing.assert_array_equal(moved[inside], old[0][inside])
+    # Coordinates that differ in their last bit, rounded to whole grey levels.
+    np.testing.assert_allclose(moved[inside], old[0][inside].astype(int), atol=1)
 
 
 def test_planes_of_a_volume_with_channels_and_pyramid(stack: SectionStack, tmp_path: Path) -> None:
@@ -190,6 +191,7 @@ def test_a_rerun_does_not_register_again(
     import kbrain_core.numerics.section_warping as warping
 
     output = tmp_path / "out.ome.zarr"
+    inputs = [str(folder / f"section {number}.tif") for number in (5, 6, 7)]
 
     def stop(task: object) -> None:
         raise KBrainError("stopped here")
@@ -197,11 +199,11 @@ def test_a_rerun_does_not_register_again(
     with monkeypatch.context() as patch:
         patch.setattr(warping, "warp_box", stop)
         with pytest.raises(KBrainError, match="stopped here"):
-            align_sections([str(folder)], str(output), run=ONE)
+            align_sections(inputs, str(output), run=ONE)
     with pytest.raises(KBrainError, match="incomplete"):
         Volume.open(str(output))
     monkeypatch.setattr(solution, "solve_sections", stop)
-    assert align_sections([str(folder)], str(output), run=ONE).passed
+    assert align_sections(inputs, str(output), run=ONE).passed
 
 
 def test_labels_move_along_with_the_image(
@@ -268,6 +270,7 @@ def test_a_reference_bends_the_chain_back(tmp_path: Path) -> None:
             reference=reference,
             transforms_output=tmp_path / f"{name}.tsv",
             voxel_size=VoxelSize(50, 5, 5),
+            neighbours=1,
             run=ONE,
         )
         found = matrices(tmp_path / f"{name}.tsv")

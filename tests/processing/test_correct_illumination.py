@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kbrain_core.formats.readers import read_tile
 from kbrain_core.formats.tables import Tile, read_tiles, write_tiles
 from kbrain_core.formats.tile_files import tile_file_names
 from kbrain_core.numerics.illumination import span_percent, thumbnail
+from kbrain_core.numerics.tile_correction import PRESETS
 from kbrain_core.processing.correct_illumination import IlluminationResult, correct_illumination
 from kbrain_core.stage import Part, RunOptions
 
@@ -265,7 +267,7 @@ def test_few_tiles_warn_and_are_passed_through(tmp_path: Path) -> None:
     assert any("at least 6 are needed" in warning for warning in result.warnings)
     tile = read_tiles(tmp_path / "corrected.tsv")[0]
     assert np.array_equal(read_tile(tile, tmp_path)[0], tifffile.imread(tmp_path / "t0.tif"))
-    with pytest.raises(InputError, match=r"at least 6 are needed .*--flat-field-input"):
+    with pytest.raises(InputError, match=r"at least 6 are needed.*--flat-field-input"):
         run(tmp_path / "tiles.tsv", tmp_path / "b", flat_field="on")
 
 
@@ -274,6 +276,12 @@ def test_clahe_says_never_before_quantification(tmp_path: Path) -> None:
     result = run(tmp_path / "tiles.tsv", tmp_path, preset="none", clahe=True)
     assert any("never measure" in warning for warning in result.warnings)
     assert "never before quantification" in " ".join((correct_illumination.__doc__ or "").split())
+
+
+def test_docstring_tells_the_presets_as_they_are() -> None:
+    text = re.sub(r" \(only[^)]*\)", "", " ".join((correct_illumination.__doc__ or "").split()))
+    for name, steps in PRESETS.items():
+        assert f"{name}: {', '.join(steps.names()) or 'nothing'}." in text
 
 
 def test_outlying_table_is_told(tiles: Path, tmp_path: Path) -> None:
