@@ -384,7 +384,7 @@ def _dask_executor(address: str) -> concurrent.futures.Executor:
     try:
         import distributed
 
-        client: Any = distributed.Client(address, timeout="20s", set_as_default=False)  # type: ignore[no-untyped-call]
+        client: Any = distributed.Client(address, timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(
             f"--cluster: no Dask scheduler answers at '{address}' ({error}): check the address"

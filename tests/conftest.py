@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 PROJECT = Path(__file__).parent.parent
 sys.path[:0] = [
     str(PROJECT / "tests"),
     str(PROJECT / "test-data"),
 ]  # sample_stage; make_phantoms: planted truth
+
+# Machines are shared and noisy, so no example has a time limit; CI runs the same examples every time.
+settings.register_profile("kbrain", deadline=None, derandomize=os.environ.get("CI") == "true")
+settings.load_profile("kbrain")
 
 
 @pytest.fixture(scope="session")

@@ -187,8 +187,8 @@ def test_a_rerun_does_not_register_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after the transforms were solved, the second run writes without looking at the links."""
-    import kbrain_core.numerics.section_solution as solution
     import kbrain_core.numerics.section_warping as warping
+    import kbrain_core.processing.align_registration as registration
 
     output = tmp_path / "out.ome.zarr"
     inputs = [str(folder / f"section {number}.tif") for number in (5, 6, 7)]
@@ -202,7 +202,7 @@ def test_a_rerun_does_not_register_again(
             align_sections(inputs, str(output), run=ONE)
     with pytest.raises(KBrainError, match="incomplete"):
         Volume.open(str(output))
-    monkeypatch.setattr(solution, "solve_sections", stop)
+    monkeypatch.setattr(registration, "solve_sections", stop)
     assert align_sections(inputs, str(output), run=ONE).passed
 
 
