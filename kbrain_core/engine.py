@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 import sys
 import threading
@@ -202,9 +203,10 @@ class Job:
         return store.join(self.output, MARKER_FOLDER, *parts)
 
     def _check_empty(self) -> None:
-        if store.list_keys(self.output) or (
-            not store.is_remote(self.output) and store.local_path(self.output).is_file()
-        ):
+        others = set(store.list_keys(self.output)) - {
+            MARKER_FOLDER
+        }  # a kill may leave that folder without its first file
+        if others or (not store.is_remote(self.output) and store.local_path(self.output).is_file()):
             raise OutputExistsError(
                 f"'{self.output}' exists and is not an output of this command: choose another name, or remove it yourself"
             )
@@ -365,19 +367,41 @@ def _on_executor(
 ) -> Iterator[tuple[str, R]]:
     """Keep `ahead` tasks submitted; the first failure cancels what has not begun."""
     waiting = iter(tasks)
-    running: dict[concurrent.futures.Future[R], T] = {}
+    running: dict[concurrent.futures.Future[tuple[R, float, int]], T] = {}
     try:
         while True:
             while len(running) < ahead and (task := next(waiting, None)) is not None:
-                running[executor.submit(function, task)] = task
+                running[executor.submit(_measured, function, task)] = task
             if not running:
                 return
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
-                yield running.pop(future).key, future.result()
+                result, cpu_s, peak_bytes = future.result()
+                worker_usage.cpu_s += cpu_s
+                worker_usage.peak_bytes = max(worker_usage.peak_bytes, peak_bytes)
+                yield running.pop(future).key, result
     finally:
         for future in running:
             future.cancel()
+
+
+@dataclass
+class WorkerUsage:
+    """What tasks in other processes have cost this process so far; the system does not count those for us."""
+
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
+
+
+worker_usage = WorkerUsage()
+
+
+def _measured(function: Callable[[T], R], task: T) -> tuple[R, float, int]:
+    """Run a task in a worker; give its result, its CPU seconds and the worker's peak memory in bytes."""
+    before = time.process_time()
+    result = function(task)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return result, time.process_time() - before, peak
 
 
 def _dask_executor(address: str) -> concurrent.futures.Executor:

@@ -423,15 +423,19 @@ class _Record:
 
 
 def _cpu_seconds() -> float:
+    from .engine import worker_usage
+
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages) + worker_usage.cpu_s
 
 
 def _peak_memory_bytes() -> int:
+    from .engine import worker_usage
+
     kilobytes = [
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     ]
-    return max(kilobytes) * 1024
+    return max(max(kilobytes) * 1024, worker_usage.peak_bytes)
 
 
 def _io_bytes() -> tuple[int, int]:

@@ -118,7 +118,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     beside `path`.
     """
     home = next((parent for parent in path.parents if (parent / MARKER_FOLDER).is_dir()), None)
-    if home is not None and MARKER_FOLDER not in path.parts[len(home.parts) :]:
+    if home is not None:
         folder = home / MARKER_FOLDER / "tmp"
         folder.mkdir(exist_ok=True)
     else:

@@ -75,7 +75,7 @@ def test_what_kbrain_did_not_write_is_never_removed(source: Path, output: Path) 
 
 
 def test_an_empty_folder_counts_as_absent(source: Path, output: Path) -> None:
-    output.mkdir()
+    (output / ".kbrain" / "tmp").mkdir(parents=True)  # as a kill before the job's first file leaves it
     assert sample_stage(source, output, run=ONE).square_sum > 0
 
 
@@ -90,6 +90,8 @@ def test_processes_give_what_one_process_gives(source: Path, output: Path) -> No
     result = sample_stage(source, output, run=RunOptions(workers=2))
     assert result.square_sum == sum(n * n for n in range(12))
     assert trace(output) == list(range(12))
+    assert engine.worker_usage.cpu_s > 0, "what workers cost is counted"
+    assert engine.worker_usage.peak_bytes > 1e6
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])

@@ -53,4 +53,6 @@ def test_narrow_noisy_pictures_are_written(tmp_path: Path) -> None:
     report = Report("Narrow")
     report.picture("noise", "Noise", noise[:, ::2])
     report.write(tmp_path / "r.html")
-    assert np.array_equal(imagecodecs.png_decode((tmp_path / "r_files" / "noise.png").read_bytes()), noise[:, ::2])
+    assert np.array_equal(
+        imagecodecs.png_decode((tmp_path / "r_files" / "noise.png").read_bytes()), noise[:, ::2]
+    )

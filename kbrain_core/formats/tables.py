@@ -126,7 +126,9 @@ def read_table(path: Path, row_type: type[Row]) -> list[Row]:
                     f"(it has: {', '.join(header)[:200] or 'nothing'})"
                 )
             columns = _column_types(row_type)
-            return [_parse_row(cells, row_type, columns, f"'{path}' line {reader.line_num}") for cells in reader]
+            return [
+                _parse_row(cells, row_type, columns, f"'{path}' line {reader.line_num}") for cells in reader
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"'{path}' cannot be read as a table (UTF-8 text with tabs): {error}") from error
 
