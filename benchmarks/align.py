@@ -53,9 +53,9 @@ def ours(stack: SectionStack, folder: Path, work: Path) -> tuple[np.ndarray, flo
 
 def pair_cost_s(stack: SectionStack, method: str) -> tuple[np.ndarray, float]:
     """Errors of neighbours registered alone, and CPU seconds a pair: features of one section and one registration."""
-    from kbrain_core.numerics import plane_transforms as pt
-    from kbrain_core.numerics.section_features import prepare_section
-    from kbrain_core.numerics.section_registration import register_sections
+    from kbrain_core.numerics.alignment import plane_transforms as pt
+    from kbrain_core.numerics.alignment.section_features import prepare_section
+    from kbrain_core.numerics.alignment.section_registration import register_sections
 
     points = np.argwhere(stack.tissue)[::997].astype(float)
     before = prepare_section(stack.images[0])
@@ -113,10 +113,10 @@ def real(table: Table) -> None:
     import cv2
     import tifffile
 
-    from kbrain_core.numerics import plane_transforms as pt
-    from kbrain_core.numerics.correlation_refinement import correlate
-    from kbrain_core.numerics.section_features import prepare_section
-    from kbrain_core.numerics.section_registration import register_sections
+    from kbrain_core.numerics.alignment import plane_transforms as pt
+    from kbrain_core.numerics.alignment.correlation_refinement import correlate
+    from kbrain_core.numerics.alignment.section_features import prepare_section
+    from kbrain_core.numerics.alignment.section_registration import register_sections
 
     sections = tifffile.imread(ISBI)
     points = pt.box_points((512, 512))

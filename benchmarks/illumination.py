@@ -71,7 +71,7 @@ def shading(table: Table, scratch: Path) -> None:
 
 def stripes(table: Table) -> None:
     """Planted shadows on EM-like content: power that is left, and peak signal to noise ratio."""
-    from kbrain_core.numerics.stripes import remove_stripes, stripe_energy
+    from kbrain_core.numerics.illumination.stripes import remove_stripes, stripe_energy
 
     grid = make_tile_grid(rows=2, cols=2, size=1024, overlap=0.2, camera=Camera(vignetting=0, dust=0))
     clean = grid.tiles[0].image[0, 0].astype(np.float32)

@@ -31,7 +31,7 @@ OUR_MODULES = (
     "cyclopts",
     "jinja2",
     "matplotlib.figure",
-    "kbrain_core.storage.precompute_report",
+    "kbrain_core.storage.precompute_volume_report",
 )
 
 
@@ -63,7 +63,7 @@ def write_ome_zarr(source: str | None, output: str, mips: int, encoding: str, im
 
     from kbrain_core.formats.volume import Volume, create_volume
     from kbrain_core.formats.volume_spec import VolumeSpec
-    from kbrain_core.numerics.volume_writer import VolumeWriter
+    from kbrain_core.numerics.volumes.volume_writer import VolumeWriter
     from kbrain_core.stage import RunOptions
 
     volume = Volume.open(source) if source else None

@@ -46,8 +46,8 @@ from kbrain_core.formats.tables import Position, read_table
 OUR_MODULES = (
     "cyclopts", "jinja2", "scipy.fft", "scipy.sparse.linalg", "scipy.ndimage", "scipy.spatial", "rtree", "tensorstore",
     "tifffile", "imagecodecs", "numba", "cv2", "matplotlib.figure", "matplotlib.backends.backend_agg",
-    "kbrain_core.processing.stitch_tiles", "kbrain_core.numerics.stitch_report", "kbrain_core.numerics.fusion",
-    "kbrain_core.formats.readers",
+    "kbrain_core.processing.stitch_tiles", "kbrain_core.processing.stitch_tiles_report",
+    "kbrain_core.numerics.stitching.fusion", "kbrain_core.formats.readers",
 )  # fmt: skip
 
 GRIDS: dict[str, Callable[[], TileGrid]] = {

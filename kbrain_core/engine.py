@@ -348,7 +348,8 @@ def _execute(
             )
         workers = min(workers, int(affordable))
     if run.cluster:
-        yield from _on_executor(function, tasks, _dask_executor(run.cluster), ahead=len(tasks))
+        with _dask_executor(run.cluster) as executor:
+            yield from _on_executor(function, tasks, executor, ahead=len(tasks))
     elif workers == 1:
         limit_threads()
         for task in tasks:
@@ -404,7 +405,8 @@ def _measured(function: Callable[[T], R], task: T) -> tuple[R, float, int]:
     return result, time.process_time() - before, peak
 
 
-def _dask_executor(address: str) -> concurrent.futures.Executor:
+@contextlib.contextmanager
+def _dask_executor(address: str) -> Iterator[concurrent.futures.Executor]:
     try:
         import distributed
 
@@ -413,9 +415,9 @@ def _dask_executor(address: str) -> concurrent.futures.Executor:
         raise InputError(
             f"--cluster: no Dask scheduler answers at '{address}' ({error}): check the address"
         ) from error
-    client.run(limit_threads)
-    executor: concurrent.futures.Executor = client.get_executor(pure=False)
-    return executor
+    with client:
+        client.run(limit_threads)
+        yield client.get_executor(pure=False)
 
 
 def limit_threads() -> None:

@@ -244,11 +244,16 @@ def _run(request: dict[str, Any]) -> None:
 def _shrink_tasks() -> None:
     """Cut the work into small blocks, so that small data has many tasks to be killed in."""
     from kbrain_core.formats.volume_spec import VolumeSpec
-    from kbrain_core.processing import align_registration, align_sections, correct_illumination, stitch_tiles
+    from kbrain_core.processing import (
+        align_sections,
+        align_sections_registration,
+        correct_illumination,
+        stitch_tiles,
+    )
 
     VolumeSpec.plan.__func__.__kwdefaults__["task_bytes"] = TASK_BYTES
     stitch_tiles.BOX_BYTES = align_sections.BOX_BYTES = TASK_BYTES
-    align_registration.RUN_SECTIONS = 2
+    align_sections_registration.RUN_SECTIONS = 2
     correct_illumination._TASK_PIXELS = TASK_BYTES
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kbrain_core.formats.volume import Volume, create_volume
 from kbrain_core.formats.volume_spec import VolumeSpec
-from kbrain_core.numerics.volume_writer import VolumeWriter
+from kbrain_core.numerics.volumes.volume_writer import VolumeWriter
 from kbrain_core.stage import RunOptions
 
 EVERYTHING = (slice(None),) * 5

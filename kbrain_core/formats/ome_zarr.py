@@ -83,7 +83,7 @@ def _ome_attributes(spec: VolumeSpec, windows: tuple[tuple[float, float], ...]) 
         "axes": axes,
         "datasets": datasets,
         "type": "mean" if spec.kind == "image" else "mode",
-        "metadata": {"method": "kbrain_core.numerics.pyramid"},
+        "metadata": {"method": "kbrain_core.numerics.volumes.pyramid"},
     }
     if spec.ngff_version == "0.4":
         multiscale["version"] = "0.4"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..formats.layout import ZYX
     from ..formats.readers import ImageInfo, ImageReader
     from ..formats.volume_spec import VolumeSpec
-    from ..numerics.volume_writer import VolumeWriter
+    from ..numerics.volumes.volume_writer import VolumeWriter
 
 # Decoding and recompressing 16-bit microscope images, measured by benchmarks/convert.py.
 _BYTES_PER_CPU_S = 60e6
@@ -78,7 +78,7 @@ class ConvertTask:
     @property
     def key(self) -> str:
         """Name of the task's marker."""
-        from ..numerics.volume_writer import box_key
+        from ..numerics.volumes.volume_writer import box_key
 
         return f"{'verify-' if self.verify else ''}t{self.t}-c{self.c}-{box_key(self.box)}"
 
@@ -154,7 +154,7 @@ def convert_image(
     """
     from ..engine import Job, run_tasks
     from ..formats.volume import Volume, create_volume
-    from ..numerics.volume_writer import VolumeWriter
+    from ..numerics.volumes.volume_writer import VolumeWriter
     from .convert_image_report import make_report
 
     source, info, spec, reader_files = _plan_volume(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..formats.readers import ImageInfo
 from ..formats.volume import Volume
 from ..geometry import NM_PER_UM
-from ..numerics.contrast import sample_voxels
+from ..numerics.volumes.contrast import sample_voxels
 from ..report import Report, new_figure, overview_picture
 
 _PICTURE_PX = 600

@@ -18,9 +18,9 @@ from ..stage import FileIn, FolderIn, FolderOut, ImageIn, RunOptions, StageResul
 if TYPE_CHECKING:
     from ..formats.tables import Tile
     from ..formats.tile_layouts import Layout
-    from ..numerics.tile_measurement import MeasuredTile
-    from ..numerics.tile_placing import PlacedTile
-    from ..numerics.tile_review import TileProblem
+    from ..numerics.sorting.tile_measurement import MeasuredTile
+    from ..numerics.sorting.tile_placing import PlacedTile
+    from ..numerics.sorting.tile_review import TileProblem
     from ..report import Report
 
 # All thumbnails together have about this many pixels, so the parent's memory does not follow the number of tiles.
@@ -140,8 +140,8 @@ def sort_tiles(
     """
     from ..formats.tables import write_tiles
     from ..formats.tile_names import compile_pattern
-    from ..numerics.tile_placing import PlacingOptions, place_tiles
-    from ..numerics.tile_review import (
+    from ..numerics.sorting.tile_placing import PlacingOptions, place_tiles
+    from ..numerics.sorting.tile_review import (
         find_problems,
         mark_tiles,
         missing_rows,
@@ -210,8 +210,8 @@ def _measure(
 ) -> list[MeasuredTile]:
     """Read every file once; the order of the files stays."""
     from ..engine import Plan, run_tasks, say
-    from ..numerics.tile_layout_matching import files_with_pages
-    from ..numerics.tile_measurement import MeasureTask, measure_file, task_bytes
+    from ..numerics.sorting.tile_layout_matching import files_with_pages
+    from ..numerics.sorting.tile_measurement import MeasureTask, measure_file, task_bytes
 
     paged = files_with_pages(layouts)
     side = int((_THUMBNAIL_PIXELS / len(files)) ** 0.5)
@@ -257,7 +257,7 @@ def _result(
     verdict: tuple[bool, str],
     report: Report,
 ) -> SortResult:
-    from ..numerics.tile_review import nominal_overlap
+    from ..numerics.sorting.tile_review import nominal_overlap
 
     counts = Counter(row.tile.status for row in rows)
     cells = {(row.tile.row, row.tile.col) for row in rows if row.tile.row is not None}

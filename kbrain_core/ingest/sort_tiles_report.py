@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from ..numerics.tile_placing import PlacedTile
-    from ..numerics.tile_review import TileProblem
+    from ..numerics.sorting.tile_placing import PlacedTile
+    from ..numerics.sorting.tile_review import TileProblem
 
 _SHOWN_MOSAICS = 6
 _SHOWN_WORST = 8
@@ -125,7 +125,7 @@ def make_report(
 
 
 def _key_figures(rows: Sequence[PlacedTile]) -> dict[str, str]:
-    from ..numerics.tile_review import nominal_overlap
+    from ..numerics.sorting.tile_review import nominal_overlap
 
     tiles = [row.tile for row in rows]
     counts = Counter(tile.status for tile in tiles)
@@ -314,7 +314,7 @@ def _draw_status(
 
 
 def _quality_figure(rows: Sequence[PlacedTile], focus_mads: float) -> Figure:
-    from ..numerics.tile_review import focus_limits, signal_limits
+    from ..numerics.sorting.tile_review import focus_limits, signal_limits
 
     figure = new_figure(9.0, 4.2)
     upper, lower = figure.subplots(2, 1, sharex=True)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ..engine import Job, Plan
     from ..formats.section_inputs import SectionStack
     from ..formats.volume_spec import VolumeSpec
-    from ..numerics.section_solution import Solution
-    from ..numerics.section_warping import WarpTask
-    from ..numerics.volume_writer import VolumeWriter
-    from .align_registration import Registration
-    from .align_report import AlignedStack
+    from ..numerics.alignment.section_solution import Solution
+    from ..numerics.alignment.section_warping import WarpTask
+    from ..numerics.volumes.volume_writer import VolumeWriter
+    from .align_sections_registration import Registration
+    from .align_sections_report import AlignedStack
 
 # Registration reads sections at the first level whose sides are no longer: structure of a few pixels is left, and an
 # error of a tenth of a pixel there is a fraction of what sections differ by.
@@ -171,11 +171,11 @@ def align_sections(
     from ..formats.section_inputs import open_sections
     from ..formats.tables import Transform, read_table, write_table
     from ..formats.volume import create_volume
-    from ..numerics.section_registration import check_method
-    from ..numerics.section_warping import warp_box
-    from ..numerics.volume_writer import VolumeWriter
-    from .align_registration import Registration, find_solution, open_reference
-    from .align_report import AlignedStack, align_report, review
+    from ..numerics.alignment.section_registration import check_method
+    from ..numerics.alignment.section_warping import warp_box
+    from ..numerics.volumes.volume_writer import VolumeWriter
+    from .align_sections_registration import Registration, find_solution, open_reference
+    from .align_sections_report import AlignedStack, align_report, review
 
     check_method(method, model)
     stack = open_sections(input)
@@ -260,7 +260,7 @@ def _halvings(stack: SectionStack, level: int | None) -> int:
 def _plan(stack: SectionStack, registration: Registration) -> Plan:
     """Costs as long as nobody knows how sections lie: the canvas may turn out larger."""
     from ..engine import Plan
-    from .align_registration import FEATURE_BYTES, RUN_SECTIONS
+    from .align_sections_registration import FEATURE_BYTES, RUN_SECTIONS
 
     seen = stack.pixels // 4**registration.halvings
     largest = max(height * width for height, width in (section.shape_yx for section in stack.sections))
@@ -323,8 +323,8 @@ def _warp_tasks(
     fill_value: float,
 ) -> list[WarpTask]:
     """One task a channel and box; excluded sections are left empty."""
-    from ..numerics.section_solution import matrix_of
-    from ..numerics.section_warping import WarpTask
+    from ..numerics.alignment.section_solution import matrix_of
+    from ..numerics.alignment.section_warping import WarpTask
 
     placed = [
         None if row.status == "excluded" else (section, matrix_of(row))

@@ -16,10 +16,10 @@ from ..stage import FileIn, FileOut, FolderIn, FolderOut, RunOptions, StageResul
 if TYPE_CHECKING:
     from ..engine import Job, Plan
     from ..formats.tables import Tile
-    from ..numerics.illumination_estimate import GroupFields
-    from ..numerics.illumination_tasks import CorrectTask, Group
-    from ..numerics.plane_lines import PlaneLines
-    from ..numerics.tile_correction import Recipe, Steps
+    from ..numerics.illumination.illumination_estimate import GroupFields
+    from ..numerics.illumination.illumination_tasks import CorrectTask, Group
+    from ..numerics.illumination.plane_lines import PlaneLines
+    from ..numerics.illumination.tile_correction import Recipe, Steps
 
 Switch = Literal["auto", "on", "off"]
 
@@ -178,9 +178,9 @@ def correct_illumination(
     """
     from ..engine import Job, run_tasks, say
     from ..formats.tables import read_tiles
-    from ..numerics.illumination_estimate import FieldsRequest, estimate_fields
-    from ..numerics.illumination_tasks import correct_tiles
-    from ..numerics.tile_correction import PRESETS, Recipe, Steps
+    from ..numerics.illumination.illumination_estimate import FieldsRequest, estimate_fields
+    from ..numerics.illumination.illumination_tasks import correct_tiles
+    from ..numerics.illumination.tile_correction import PRESETS, Recipe, Steps
 
     base = PRESETS[preset]
     steps = Steps(
@@ -259,7 +259,7 @@ def _check_given(
 
 def _choose(rows: Sequence[Tile], folder: Path, steps: Steps) -> list[Tile]:
     """Choose the tiles to correct; everything that can be wrong with them is found before any work."""
-    from ..numerics.tile_correction import Steps
+    from ..numerics.illumination.tile_correction import Steps
 
     if steps == Steps():
         raise InputError(
@@ -347,7 +347,7 @@ def _plane_lines(
     run: RunOptions,
 ) -> PlaneLines:
     """Measure what changes from plane to plane, where a step wants it."""
-    from ..numerics.plane_lines import NO_LINES, depth_loss, section_contrast
+    from ..numerics.illumination.plane_lines import NO_LINES, depth_loss, section_contrast
 
     paths = {group: estimate.path for group, estimate in found.items()}
     if steps.section_contrast:
@@ -367,8 +367,8 @@ def _tasks(
     compression: Literal["none", "zlib"],
 ) -> list[CorrectTask]:
     from ..formats.tile_files import tile_file_names
-    from ..numerics.illumination_tasks import CorrectTask, TileWork, group_of
-    from ..numerics.plane_lines import stack_planes
+    from ..numerics.illumination.illumination_tasks import CorrectTask, TileWork, group_of
+    from ..numerics.illumination.plane_lines import stack_planes
 
     planes, first_z = stack_planes(tiles)
     shown = {id(tile) for tile in _preview_tiles(tiles)}
@@ -411,7 +411,7 @@ def _write_outputs(
 ) -> tuple[str, ...]:
     """Write the table of corrected tiles and the fields; return warnings."""
     from ..formats.tables import write_tiles
-    from ..numerics.illumination_estimate import write_fields
+    from ..numerics.illumination.illumination_estimate import write_fields
 
     base, folder = tiles_output.absolute().parent, output.absolute()
     inside = folder.is_relative_to(base)

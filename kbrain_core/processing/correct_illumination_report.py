@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..numerics.illumination import MAX_RESIDUAL_PERCENT, thumbnail
-from ..numerics.illumination_estimate import GroupFields
-from ..numerics.illumination_tasks import Group, PlaneOfTile, TileWork, load_fields, unpack
-from ..numerics.plane_lines import PlaneLines
-from ..numerics.stripes import remove_stripes, stripe_energy
-from ..numerics.tile_correction import Recipe, Steps
-from ..numerics.tile_images import TileFiles
+from ..numerics.illumination.flat_field import MAX_RESIDUAL_PERCENT, thumbnail
+from ..numerics.illumination.illumination_estimate import GroupFields
+from ..numerics.illumination.illumination_tasks import Group, PlaneOfTile, TileWork, load_fields, unpack
+from ..numerics.illumination.plane_lines import PlaneLines
+from ..numerics.illumination.stripes import remove_stripes, stripe_energy
+from ..numerics.illumination.tile_correction import Recipe, Steps
+from ..numerics.stitching.tile_images import TileFiles
 from ..report import Report, new_figure
 
 if TYPE_CHECKING:

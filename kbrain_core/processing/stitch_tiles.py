@@ -14,10 +14,10 @@ from ..stage import FolderIn, PositionsIn, PositionsOut, RunOptions, StageResult
 if TYPE_CHECKING:
     from ..engine import Job, Plan
     from ..formats.volume_spec import VolumeSpec
-    from ..numerics.tile_canvas import Canvas
-    from ..numerics.tile_layout import Mosaic
-    from ..numerics.tile_solution import Registration
-    from ..numerics.volume_writer import VolumeWriter
+    from ..numerics.stitching.tile_canvas import Canvas
+    from ..numerics.stitching.tile_layout import Mosaic
+    from ..numerics.stitching.tile_solution import Registration
+    from ..numerics.volumes.volume_writer import VolumeWriter
 
 # What a fusing task takes beyond its box: decoded tiles and accumulators.
 FUSE_CACHE_BYTES = 100_000_000
@@ -167,11 +167,11 @@ def stitch_tiles(
     from ..errors import InputError
     from ..formats.tables import Position, read_table, read_tiles, write_table
     from ..formats.volume import create_volume
-    from ..numerics.stitch_report import stitch_report
-    from ..numerics.tile_canvas import check_given_rows, make_canvas
-    from ..numerics.tile_layout import LayoutOptions, build_mosaic, check_overlap, mosaic_pairs
-    from ..numerics.tile_solution import register_mosaic, search_margin
-    from ..numerics.volume_writer import VolumeWriter
+    from ..numerics.stitching.tile_canvas import check_given_rows, make_canvas
+    from ..numerics.stitching.tile_layout import LayoutOptions, build_mosaic, check_overlap, mosaic_pairs
+    from ..numerics.stitching.tile_solution import register_mosaic, search_margin
+    from ..numerics.volumes.volume_writer import VolumeWriter
+    from .stitch_tiles_report import stitch_report
 
     folder = tiles_folder or tiles.parent
     layout = LayoutOptions(overlap, voxel_size, planes, per_channel, per_time_point, registration_channel)
@@ -282,8 +282,8 @@ def _fuse(
     run: RunOptions,
 ) -> None:
     from ..engine import run_tasks
-    from ..numerics.fusion import FuseTask, TileIndex, fuse_box
-    from ..numerics.tile_canvas import placed_tiles
+    from ..numerics.stitching.fusion import FuseTask, TileIndex, fuse_box
+    from ..numerics.stitching.tile_canvas import placed_tiles
 
     tasks = []
     shape = writer.spec.levels[0].shape
@@ -302,7 +302,7 @@ def _result(
 ) -> StitchResult:
     import numpy as np
 
-    from ..numerics.tile_graph import OFF_PX
+    from ..numerics.stitching.tile_graph import OFF_PX
 
     links, placement, verdict = found.links, found.placement, found.verdict
     residuals = placement.residuals[links.accepted]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..formats.layout import ZYX, Encoding
     from ..formats.volume import Volume
     from ..formats.volume_spec import VolumeKind, VolumeSpec
-    from ..numerics.volume_writer import VolumeWriter
+    from ..numerics.volumes.volume_writer import VolumeWriter
 
 # Voxels that one processor second turns into chunks, for the plan: measured on EM, reading and coarser levels included.
 VOXELS_PER_CPU_S = {
@@ -128,8 +128,8 @@ def precompute_volume(
     """
     from ..engine import Job, Plan, run_tasks
     from ..formats.volume import Volume, create_volume
-    from ..numerics.volume_writer import VolumeWriter
-    from .precompute_report import check_levels, lossy_error, make_report, stored_bytes
+    from ..numerics.volumes.volume_writer import VolumeWriter
+    from .precompute_volume_report import check_levels, lossy_error, make_report, stored_bytes
 
     source = Volume.open(input)
     voxels = Selection.choose(source, bbox, channel, time_point, kind, window)
@@ -239,7 +239,7 @@ def _windows(
     """Intensity window of every channel."""
     import math
 
-    from ..numerics.contrast import contrast_limits
+    from ..numerics.volumes.contrast import contrast_limits
 
     if window == "percentile":
         return tuple(contrast_limits(source, channel, time_point) for channel in channels)
@@ -346,7 +346,7 @@ class PrecomputeTask:
     @property
     def key(self) -> str:
         """Name of the task's marker."""
-        from ..numerics.volume_writer import box_key
+        from ..numerics.volumes.volume_writer import box_key
 
         return box_key(self.box)
 
@@ -361,7 +361,7 @@ def read_selection(voxels: Selection, box: Box) -> NDArray[Any]:
     """Voxels (c, z, y, x) of a box of the selection, with its intensity window applied."""
     import numpy as np
 
-    from ..numerics.contrast import apply_window
+    from ..numerics.volumes.contrast import apply_window
 
     cuts = box.slices(voxels.shape)
     z, y, x = (slice(cut.start + first, cut.stop + first) for cut, first in zip(cuts, voxels.start))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..numerics.contrast import contrast_limits
+from ..numerics.volumes.contrast import contrast_limits
 from .viewer_state import Contrast
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from small_volumes import EVERYTHING, label_blobs, write_volume
 from kbrain_core.errors import IncompleteError, InputError
 from kbrain_core.formats.volume import Volume, create_volume
 from kbrain_core.formats.volume_spec import VolumeSpec
-from kbrain_core.numerics.pyramid import mode_levels
-from kbrain_core.numerics.volume_writer import VolumeWriter
+from kbrain_core.numerics.volumes.pyramid import mode_levels
+from kbrain_core.numerics.volumes.volume_writer import VolumeWriter
 
 FORMS: list[dict[str, Any]] = [
     {"format": "ome_zarr"},

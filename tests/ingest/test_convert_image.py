@@ -22,7 +22,7 @@ from kbrain_core.formats.volume_spec import VolumeSpec
 from kbrain_core.geometry import Box, VoxelSize
 from kbrain_core.ingest import convert_image as module
 from kbrain_core.ingest.convert_image import convert_image
-from kbrain_core.numerics.volume_writer import VolumeWriter
+from kbrain_core.numerics.volumes.volume_writer import VolumeWriter
 from kbrain_core.stage import Part, RunOptions
 
 ONE = RunOptions(workers=1)

@@ -16,7 +16,7 @@ from kbrain_core.formats.tables import Transform, read_table, write_table
 from kbrain_core.formats.volume import Volume, create_volume
 from kbrain_core.formats.volume_spec import VolumeSpec
 from kbrain_core.geometry import VoxelSize
-from kbrain_core.numerics.volume_writer import VolumeWriter
+from kbrain_core.numerics.volumes.volume_writer import VolumeWriter
 from kbrain_core.processing.align_sections import AlignResult, align_sections
 from kbrain_core.stage import Part, RunOptions
 
@@ -187,8 +187,8 @@ def test_a_rerun_does_not_register_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after the transforms were solved, the second run writes without looking at the links."""
-    import kbrain_core.numerics.section_warping as warping
-    import kbrain_core.processing.align_registration as registration
+    import kbrain_core.numerics.alignment.section_warping as warping
+    import kbrain_core.processing.align_sections_registration as registration
 
     output = tmp_path / "out.ome.zarr"
     inputs = [str(folder / f"section {number}.tif") for number in (5, 6, 7)]
@@ -284,9 +284,9 @@ def test_real_sections_at_other_places(shared_data: Path, tmp_path: Path) -> Non
     """ssTEM sections moved by known transforms give the alignment of the unmoved ones, moved."""
     import cv2
 
-    from kbrain_core.numerics import plane_transforms as pt
-    from kbrain_core.numerics.section_features import prepare_section
-    from kbrain_core.numerics.section_registration import register_sections
+    from kbrain_core.numerics.alignment import plane_transforms as pt
+    from kbrain_core.numerics.alignment.section_features import prepare_section
+    from kbrain_core.numerics.alignment.section_registration import register_sections
 
     sections = tifffile.imread(shared_data / "isbi2012" / "image.tif")[:5]
     rng = np.random.default_rng(0)

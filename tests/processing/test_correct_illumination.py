@@ -18,8 +18,8 @@ from kbrain_core.errors import InputError, OutputExistsError
 from kbrain_core.formats.readers import read_tile
 from kbrain_core.formats.tables import Tile, read_tiles, write_tiles
 from kbrain_core.formats.tile_files import tile_file_names
-from kbrain_core.numerics.illumination import span_percent, thumbnail
-from kbrain_core.numerics.tile_correction import PRESETS
+from kbrain_core.numerics.illumination.flat_field import span_percent, thumbnail
+from kbrain_core.numerics.illumination.tile_correction import PRESETS
 from kbrain_core.processing.correct_illumination import IlluminationResult, correct_illumination
 from kbrain_core.stage import Part, RunOptions
 

@@ -16,7 +16,7 @@ from kbrain_core.formats.readers import open_image
 from kbrain_core.formats.volume import create_volume
 from kbrain_core.formats.volume_spec import VolumeSpec
 from kbrain_core.geometry import Box
-from kbrain_core.numerics.volume_writer import VolumeWriter
+from kbrain_core.numerics.volumes.volume_writer import VolumeWriter
 from kbrain_core.stage import RunOptions
 from kbrain_core.storage import export_image as module
 from kbrain_core.storage.export_image import export_image

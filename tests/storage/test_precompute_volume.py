@@ -16,7 +16,7 @@ from kbrain_core.cli import main
 from kbrain_core.errors import IncompleteError, InputError, OutputExistsError, ResourceError, StageStopped
 from kbrain_core.formats.volume import Volume
 from kbrain_core.geometry import AxisInts, Box, VoxelSize
-from kbrain_core.numerics.contrast import apply_window
+from kbrain_core.numerics.volumes.contrast import apply_window
 from kbrain_core.stage import Part, RunOptions
 from kbrain_core.storage.precompute_volume import PrecomputeResult, precompute_volume
 

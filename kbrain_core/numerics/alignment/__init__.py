@@ -1,0 +1,1 @@
+"""Sections to volumes: registration, the chain, warping."""

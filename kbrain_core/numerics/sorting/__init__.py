@@ -1,0 +1,1 @@
+"""Raw tiles: what they are, where they belong, how good they are."""

@@ -1,0 +1,1 @@
+"""Tiles to mosaics: pairs, the common solution, fusion."""
