@@ -6,7 +6,7 @@
     table = Table("stitch", ["tool", "CPU s", "beyond imports", "peak MB"])
 
 Linux only. A launcher process adopts every orphan of the command (workers of a fork server outlive their parent for a
-moment) and waits for all of them, so that no CPU second is lost; it reads /proc every 10 ms for the memory.
+moment) and waits for all of them, so that no CPU second is lost; it reads /proc every 100 ms for the memory.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("startup", "convert", "precompute", "illumination", "stitch", "align")
+NAMES = ("startup", "sort", "convert", "illumination", "stitch", "align", "precompute", "view")
 
 
 def main(chosen: list[str]) -> int:

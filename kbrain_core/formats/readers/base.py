@@ -154,7 +154,9 @@ class ImageReader(ABC):
 
 
 def refuse(path: str | Path, error: BaseException) -> NoReturn:
-    """Turn a library's exception on reading `path` into one line that says how to mend it."""
+    """Turn a library's exception on reading `path` into one line that says how to mend it; our own pass as they are."""
+    if isinstance(error, InputError):
+        raise error
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         raise InputError(f"{path}: {error.strerror}.") from error
     detail = " ".join(str(error).split())[:200] or type(error).__name__

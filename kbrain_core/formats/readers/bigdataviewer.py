@@ -67,8 +67,6 @@ class BigDataViewerReader(ImageReader):
                 raise ValueError("it holds no views")
         except Exception as error:  # h5py raises OSError, KeyError, RuntimeError on damaged files
             self.close()
-            if isinstance(error, InputError):
-                raise
             refuse(path, error)
 
     def close(self) -> None:

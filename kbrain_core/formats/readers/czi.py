@@ -93,8 +93,6 @@ class CziReader(ImageReader):
             )
         except Exception as error:  # a damaged directory raises anything
             self.close()
-            if isinstance(error, InputError):
-                raise
             refuse(path, error)
 
     def close(self) -> None:

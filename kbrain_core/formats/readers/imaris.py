@@ -55,8 +55,6 @@ class ImarisReader(ImageReader):
             )
         except Exception as error:  # h5py raises OSError, KeyError, RuntimeError on damaged files
             self.close()
-            if isinstance(error, InputError):
-                raise
             refuse(path, error)
 
     def close(self) -> None:

@@ -35,8 +35,6 @@ class NiftiReader(ImageReader):
             self.images = (self._describe(),)
         except Exception as error:  # nibabel raises its own errors, OSError and ValueError
             self.close()
-            if isinstance(error, InputError):
-                raise
             refuse(path, error)
 
     def _load(self, path: str) -> Any:

@@ -39,8 +39,6 @@ class NrrdReader(ImageReader):
             self.images = (self._describe(header),)
         except Exception as error:  # pynrrd raises its own errors, ValueError and KeyError
             self.close()
-            if isinstance(error, InputError):
-                raise
             refuse(path, error)
 
     def close(self) -> None:
