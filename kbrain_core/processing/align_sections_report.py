@@ -221,6 +221,7 @@ def _drift(aligned: AlignedStack) -> Figure:
         axis.set_ylabel(label)
     axes[0].legend(loc="best", fontsize="small")
     axes[-1].set_xlabel("section (z)")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -246,9 +247,14 @@ def _link_picture(aligned: AlignedStack) -> Figure:
             bottom.plot(*zip(*measured, strict=True), ".", color=colour)
     top.set_ylabel("correlation (NCC)")
     top.legend(loc="best", fontsize="small")
-    bottom.set_yscale("symlog", linthresh=1)
+    if any((review.residual_px or 0) > 1 for review in aligned.solution.links):
+        # Linear where links are good; a contradicting link a hundred px off must not flatten the others.
+        bottom.set_yscale("symlog", linthresh=1)
+        bottom.yaxis.set_major_formatter("{x:g}")
+    bottom.set_ylim(bottom=0)
     bottom.set_ylabel("residual (px)")
     bottom.set_xlabel("section (z)")
+    bottom.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
