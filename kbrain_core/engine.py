@@ -357,9 +357,7 @@ def _execute(
     else:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([function.__module__])
-        with concurrent.futures.ProcessPoolExecutor(
-            workers, context, _start_worker, (os.getpid(),)
-        ) as executor:
+        with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker) as executor:
             yield from _on_executor(function, tasks, executor, ahead=2 * workers)
 
 
@@ -432,26 +430,17 @@ def limit_threads() -> None:
         os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 
-def _start_worker(parent_pid: int) -> None:
+def _start_worker() -> None:
     """Prepare a worker process: one thread, and an end of its own when the command is killed."""
     limit_threads()
+    command = multiprocessing.parent_process()
 
     def watch() -> None:
-        while _alive(parent_pid):
-            time.sleep(0.5)
-        os._exit(1)
+        if command:
+            command.join()  # the end of a pipe, so a killed command counts as gone before anyone has waited for it
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextlib.contextmanager

@@ -350,7 +350,14 @@ def stage(function: Callable[P, R]) -> Callable[P, R]:
             record.write_failure(error)
             raise
         if result.report is not None:
-            result.report.write(options.report or call.beside_output("-report.html"))
+            path = options.report or call.beside_output("-report.html")
+            result.report.write(path)
+            if result.report.passed is not None:
+                print(
+                    f"{'PASS' if result.report.passed else 'FAIL'}: {result.report.verdict_line}",
+                    file=sys.stderr,
+                )
+            print(f"Report: {path}", file=sys.stderr)
         record.write("complete", "", result.figures(), result.warnings)
         if result.job is not None:
             result.job.complete(result.figures())

@@ -150,7 +150,9 @@ def prepare_file_output(path: Path, overwrite: bool) -> None:
         When a file with content lies there and `overwrite` is False.
     """
     if path.is_dir() or (path.exists() and path.stat().st_size > 0 and not overwrite):
-        raise OutputExistsError(f"'{path}' exists: pass --overwrite to replace it, or choose another name")
+        raise OutputExistsError(
+            f"'{path}' exists: choose another name, or pass --overwrite to replace it and what you edited there"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
 
 

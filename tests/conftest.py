@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,20 @@ sys.path[:0] = [
 # Machines are shared and noisy, so no example has a time limit; CI runs the same examples every time.
 settings.register_profile("kbrain", deadline=None, derandomize=os.environ.get("CI") == "true")
 settings.load_profile("kbrain")
+
+
+@pytest.fixture(scope="session")
+def dask_scheduler() -> Iterator[str]:
+    """Address of a cluster of two worker processes, one for the whole session: it takes seconds to start."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the cluster's own, not ours
+        from distributed import LocalCluster
+
+        cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+    yield cluster.scheduler_address
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cluster.close()
 
 
 @pytest.fixture(scope="session")

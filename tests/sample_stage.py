@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,6 +37,12 @@ def write_square(task: SquareTask) -> dict[str, int]:
     with Path(task.folder, "trace.log").open("a") as trace:
         trace.write(f"{task.number} {os.getpid()}\n")
     return {"square": square}
+
+
+def take_long(task: SquareTask) -> None:
+    """Say that the task has begun, and do not end."""
+    Path(task.folder, f"{task.number}.begun").touch()
+    time.sleep(120)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import warnings
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,19 +107,8 @@ def test_three_parts_make_one_output(source: Path, output: Path, order: tuple[in
     assert trace(output) == list(range(12))
 
 
-@pytest.fixture(scope="module")
-def scheduler() -> Iterator[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the cluster's own start-up, not ours
-        from distributed import LocalCluster
-
-        cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
-    yield cluster.scheduler_address
-    cluster.close()
-
-
-def test_a_dask_cluster_gives_what_one_process_gives(source: Path, output: Path, scheduler: str) -> None:
-    result = sample_stage(source, output, run=RunOptions(cluster=scheduler))
+def test_a_dask_cluster_gives_what_one_process_gives(source: Path, output: Path, dask_scheduler: str) -> None:
+    result = sample_stage(source, output, run=RunOptions(cluster=dask_scheduler))
     assert result.square_sum == sum(n * n for n in range(12))
     pids = {line.split()[1] for line in (output / "trace.log").read_text().splitlines()}
     assert len(pids) == 2, "both workers of the cluster take part"
@@ -141,6 +132,22 @@ def test_a_task_that_fails_stops_the_job(tmp_path: Path) -> None:
     tasks = [SquareTask(str(tmp_path / "absent"), number) for number in range(4)]
     with pytest.raises(FileNotFoundError):
         engine.run_tasks(write_square, tasks, job=None, run=RunOptions(workers=2), label="x")
+
+
+def test_workers_of_a_killed_command_end_with_it(tmp_path: Path) -> None:
+    code = (
+        "import sample_stage as s, kbrain_core.engine as e, kbrain_core.stage as k;"
+        f"tasks = [s.SquareTask({str(tmp_path)!r}, n) for n in (0, 1)];"
+        "e.run_tasks(s.take_long, tasks, job=None, run=k.RunOptions(workers=2), label='x')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+    while len(list(tmp_path.glob("*.begun"))) < 2:
+        assert command.poll() is None
+        time.sleep(0.05)
+    command.kill()
+    # Output ends only when the last process that inherited it has ended; the killed one is not waited for before.
+    assert command.communicate(timeout=20) == (b"", None)
 
 
 def test_a_full_disk_is_seen_before_the_work(

@@ -123,7 +123,7 @@ def read_table(path: Path, row_type: type[Row]) -> list[Row]:
             if absent:
                 raise InputError(
                     f"'{path}' is not a table of {row_type.__name__.lower()}s: column {', '.join(absent)} is missing "
-                    f"(it has: {', '.join(header)[:200] or 'nothing'})"
+                    f"(tabs must stand between cells; it has: {' | '.join(header)[:200] or 'nothing'})"
                 )
             columns = _column_types(row_type)
             return [

@@ -246,9 +246,13 @@ def _check_types(
             f"compressed_segmentation holds labels of uint32 or uint64, this is {dtype}: pass --kind labels"
         )
     if encoding == "jpeg" and (dtype != "uint8" or channels not in (1, 3)):
+        mend = (
+            "pass --window percentile"
+            if dtype != "uint8"
+            else "pass --channel 0, then 1 ... to volumes of their own"
+        )
         raise InputError(
-            f"JPEG holds 8 bits of 1 or 3 channels, this is {channels} of {dtype}: "
-            "pass --window low,high for 8 bits, choose a channel, or another --encoding"
+            f"JPEG holds 8 bits of 1 or 3 channels, this is {dtype} of {channels}: {mend}, or choose another --encoding"
         )
     if encoding == "png" and (dtype not in ("uint8", "uint16") or channels > 4):
         raise InputError(

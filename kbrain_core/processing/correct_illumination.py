@@ -122,7 +122,7 @@ def correct_illumination(
     dark_level : float, optional
         The grey value without light, when it is known (many cameras: 100).
     dark_output : Path, optional
-        Where the dark images go, as for flat_field_output.
+        Where the dark images go, as for --flat-field-output.
     estimate_planes : int
         Most planes per channel that are looked at to estimate flat field and dark level. 128 planes put content's share in
         the estimate below a tenth.
@@ -176,7 +176,7 @@ def correct_illumination(
     ----------
     Peng et al. 2017, BaSiC, doi 10.1038/ncomms14836. Münch et al. 2009, stripes, doi 10.1364/OE.17.008567.
     """
-    from ..engine import Job, run_tasks, say
+    from ..engine import Job, run_tasks
     from ..formats.tables import read_tiles
     from ..numerics.illumination.illumination_estimate import FieldsRequest, estimate_fields
     from ..numerics.illumination.illumination_tasks import correct_tiles
@@ -237,7 +237,6 @@ def correct_illumination(
         rows, chosen, done, tasks, output, tiles_output, found, flat_field_output, dark_output
     )
     result = _result(rows, chosen, done, found, steps, (*warnings, *_warnings(found, lines, steps)))
-    say(f"{'PASS' if result.passed else 'FAIL'}: {result.verdict}")
     return replace(result, job=job, report=_report(chosen, folder, tasks, done, found, lines, recipe, result))
 
 

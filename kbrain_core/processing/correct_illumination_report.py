@@ -88,6 +88,13 @@ def make_report(
         "Illumination", f"{figures['tiles_corrected']} tiles corrected: {', '.join(recipe.steps.names())}."
     )
     report.verdict(figures["passed"], figures["verdict"])
+    if not figures["passed"]:
+        report.text(
+            "What to do",
+            "Look at the mosaic below. If it is better than before, go on: stitching does not need perfect shading, "
+            "measurements of brightness do. Otherwise give more tiles or a measured flat field (--flat-field-input), or "
+            "leave the step out.",
+        )
     report.figures(
         {
             "Shading before": _percent(figures["shading_percent"]),

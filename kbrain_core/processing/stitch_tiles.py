@@ -193,7 +193,6 @@ def stitch_tiles(
     search = Search(overlap_px, margin[2], _in_um(margin[2], mosaic))
     say(search.text() if given is None else "Tiles are fused at the given positions; nothing is registered")
     found = register_mosaic(mosaic, pairs, margin, overlap_px, folder, given, job, run)
-    say(f"{'PASS' if found.verdict.passed else 'FAIL'}: {found.verdict.line}")
 
     canvas = make_canvas(mosaic, found.rows)
     spec, warnings = _volume_spec(mosaic, canvas)

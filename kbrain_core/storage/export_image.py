@@ -150,7 +150,7 @@ def export_image(
     OME-TIFF: https://docs.openmicroscopy.org/ome-model/latest/ome-tiff/
     """
     from ..engine import Plan, say
-    from ..errors import StageStopped
+    from ..errors import InputError, StageStopped
     from ..formats.volume import Volume
     from ..store import atomic_path, prepare_file_output, require_disk
 
@@ -158,6 +158,8 @@ def export_image(
     _check_format(region, format)
     if format == "series":
         _prepare_folder(output)
+    elif output.suffix.lower() not in (".tif", ".tiff", ".dat", ""):
+        raise InputError(f"'{output}' will be a TIFF file: give it a name that ends in .tif")
     else:
         prepare_file_output(output, run.overwrite)
     slab_bytes = min(_MOST_SLAB_BYTES, run.memory_bytes // 4)

@@ -56,15 +56,10 @@ def test_three_parts_make_the_same_volume(em, stitched, tmp_path):
     np.testing.assert_array_equal(voxels(output), voxels(stitched[1]))
 
 
-def test_two_processes_of_a_cluster_make_the_same_volume(em, stitched, tmp_path):
-    import distributed
-
+def test_two_processes_of_a_cluster_make_the_same_volume(em, stitched, tmp_path, dask_scheduler):
     _, tiles = em
     output = str(tmp_path / "stitched.ome.zarr")
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        stitch_tiles(tiles, output, run=RunOptions(cluster=cluster.scheduler_address))
+    stitch_tiles(tiles, output, run=RunOptions(cluster=dask_scheduler))
     np.testing.assert_array_equal(voxels(output), voxels(stitched[1]))
 
 

@@ -160,7 +160,7 @@ def test_channels_in_another_order(two_channels: Volume, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"parts": 3}, {"cluster": True}])
 def test_result_does_not_depend_on_who_does_the_work(
-    em: Volume, tmp_path: Path, options: dict[str, Any]
+    em: Volume, tmp_path: Path, options: dict[str, Any], dask_scheduler: str
 ) -> None:
     alone, shared = tmp_path / "alone.precomputed", tmp_path / "shared.precomputed"
     result = precompute(em, alone, **SMALL)
@@ -172,12 +172,7 @@ def test_result_does_not_depend_on_who_does_the_work(
                 Volume.open(str(shared))
         other = precompute(em, shared, run=RunOptions(workers=1, part=Part(3, 3)), **SMALL)
     elif "cluster" in options:
-        from distributed import LocalCluster
-
-        with LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster:
-            other = precompute(em, shared, run=RunOptions(cluster=cluster.scheduler_address), **SMALL)
+        other = precompute(em, shared, run=RunOptions(cluster=dask_scheduler), **SMALL)
     else:
         other = precompute(em, shared, run=RunOptions(workers=2), **SMALL)
     assert other.figures() == result.figures()
