@@ -39,7 +39,10 @@ STEPS = (
         "Make it ready for the viewer",
         "precompute-volume --input {r}/aligned.ome.zarr --output {r}/aligned.precomputed --factor x=2,y=2,z=1",
     ),
-    ("Make the view", "view-volume --input {r}/aligned.precomputed --output {r}/view --layout xy --position x=350,y=350,z=3"),
+    (
+        "Make the view",
+        "view-volume --input {r}/aligned.precomputed --output {r}/view --layout xy --position x=350,y=350,z=3",
+    ),
 )
 
 
