@@ -45,7 +45,7 @@ def voxels(output: Path | str) -> np.ndarray:
 def stitch(tiles: Path, folder: Path, **options) -> tuple[StitchResult, list[Position], Path]:
     output = folder / "stitched.ome.zarr"
     options.setdefault("run", ONE)
-    return stitch_tiles(tiles, str(output), **options), positions_of(output), output
+    return stitch_tiles([tiles], str(output), **options), positions_of(output), output
 
 
 def edited(tiles: Path, folder: Path, change) -> Path:

@@ -6,6 +6,7 @@ import { setDefaultInputEventBindings } from "neuroglancer/unstable/ui/default_i
 import { bindDefaultCopyHandler, bindDefaultPasteHandler } from "neuroglancer/unstable/ui/default_clipboard_handling.js";
 import { UrlHashBinding } from "neuroglancer/unstable/ui/url_hash_binding.js";
 import { StatusMessage } from "neuroglancer/unstable/status.js";
+import { contrastFromData } from "./contrast.js";
 import { fitToWindow } from "./fit.js";
 import { withAbsoluteSources } from "./sources.js";
 
@@ -50,12 +51,19 @@ function bindAddress(viewer) {
   return binding;
 }
 
+// Addresses in the state may be relative to the page; without a zoom the volume fits, without a contrast the data decide.
+function show(viewer, state) {
+  const shown = withAbsoluteSources(state, document.baseURI);
+  viewer.state.reset();
+  viewer.state.restoreState(shown);
+  if (shown.crossSectionScale === undefined) fitToWindow(viewer);
+  contrastFromData(viewer, shown);
+}
+
 async function loadStartState(viewer, address) {
   const response = await fetch(address, { cache: "no-cache" });
   if (!response.ok) throw new Error(`${address}: HTTP ${response.status}`);
-  const state = withAbsoluteSources(await response.json(), document.baseURI);
-  viewer.state.restoreState(state);
-  if (state.crossSectionScale === undefined) fitToWindow(viewer);
+  show(viewer, await response.json());
 }
 
 function start() {
@@ -63,6 +71,7 @@ function start() {
   setDefaultInputEventBindings(viewer.inputEventBindings);
   bindDefaultCopyHandler(viewer);
   bindDefaultPasteHandler(viewer);
+  window.kneuroviz = { show: (state) => show(viewer, state) }; // for a page that has this one in a frame
   bindTitle(viewer);
   reportMissingSources(viewer);
   const binding = bindAddress(viewer);

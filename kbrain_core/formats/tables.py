@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -16,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ..errors import InputError
+from ..errors import InputError, OutputExistsError
 from ..store import atomic_path
 
 TileStatus = Literal["ok", "missing", "duplicate", "unreadable", "blank", "excluded"]
 PositionStatus = Literal["registered", "stage_only", "excluded"]
+_LONGEST_STEM = 60  # characters of a channel in a file name: 180 bytes of Korean; a file system takes 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,3 +202,70 @@ def read_tiles(path: Path) -> list[Tile]:
 def write_tiles(path: Path, tiles: Sequence[Tile]) -> None:
     """Write a table of tiles."""
     write_table(path, tiles, Tile)
+
+
+def read_tile_tables(tables: Sequence[Path], tiles_folder: Path | None) -> tuple[list[Tile], Path]:
+    """Read several tables of tiles as one.
+
+    Parameters
+    ----------
+    tables : sequence of Path
+        The tables.
+    tiles_folder : Path or None
+        Folder that all names are relative to. Default: each table's own folder.
+
+    Returns
+    -------
+    list of Tile
+        The rows in the order of the tables.
+    Path
+        Folder that their names are relative to: where all tables share one it is that one, and names stay as they are;
+        otherwise it is the deepest folder that holds them all.
+    """
+    folders = [tiles_folder or table.parent for table in tables]
+    if len(set(folders)) == 1:
+        return [tile for table in tables for tile in read_tiles(table)], folders[0]
+    base = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    rows = [
+        dataclasses.replace(tile, name=Path(os.path.relpath(folder.absolute() / tile.name, base)).as_posix())
+        for table, folder in zip(tables, folders)
+        for tile in read_tiles(table)
+    ]
+    return rows, base
+
+
+def prepare_channel_tables(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds something, unless it may be overwritten."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
+        raise OutputExistsError(
+            f"'{folder}' exists: choose another folder, or pass --overwrite to replace the tables there"
+        )
+
+
+def write_channel_tables(folder: Path, tiles: Sequence[Tile]) -> None:
+    """Write a table for each channel, named after it; tables of tiles that an earlier run left there are removed."""
+    header = "\t".join(f.name for f in dataclasses.fields(Tile))
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.tsv"):
+        with old.open(encoding="utf-8", errors="replace") as file:
+            ours = file.readline().rstrip() == header
+        if ours:
+            old.unlink()
+    channels = list(dict.fromkeys(tile.channel for tile in tiles))
+    for channel, name in zip(channels, _file_stems(channels)):
+        write_tiles(folder / f"{name}.tsv", [tile for tile in tiles if tile.channel == channel])
+
+
+def _file_stems(channels: Sequence[str]) -> list[str]:
+    """File names for channels: letters, digits and a few marks stay; names that become the same get a number."""
+    stems: list[str] = []
+    taken: set[str] = set()
+    for channel in channels:
+        stem = re.sub(r"[^\w.+=@() -]", "_", channel)[:_LONGEST_STEM].strip(" .-") or "channel"
+        number, unique = 1, stem
+        while unique.lower() in taken:
+            number += 1
+            unique = f"{stem}_{number}"
+        taken.add(unique.lower())
+        stems.append(unique)
+    return stems

@@ -72,6 +72,7 @@ def sort_tiles(
     exclude: list[str] | None = None,
     extract_to: FolderOut | None = None,
     tiles_folder: FolderIn | None = None,
+    channel_tables_output: FolderOut | None = None,
     max_saturated_fraction: Annotated[float, Ge(0), Le(1)] = 0.01,
     focus_mads: Annotated[float, Gt(0)] = 3.5,
     run: RunOptions = RunOptions(),
@@ -118,6 +119,9 @@ def sort_tiles(
         Folder where archives are unpacked, once.
     tiles_folder : Path, optional
         Folder that the names in the table are relative to. Default: the table's own folder.
+    channel_tables_output : Path, optional
+        Folder for further tables, one for each channel and named after it, for work on channels by themselves. The names in
+        them are relative to --tiles-folder, or else to this folder.
     max_saturated_fraction : float
         Share of saturated pixels, 0 to 1, above which a tile is to be imaged again. 1 percent of lost pixels is where
         measured intensities become wrong.
@@ -138,7 +142,7 @@ def sort_tiles(
         When there are no tiles, none can be read, two are at one place, the pattern or layout does not fit, or positions in
         px meet an unknown voxel size.
     """
-    from ..formats.tables import write_tiles
+    from ..formats.tables import prepare_channel_tables, write_channel_tables, write_tiles
     from ..formats.tile_names import compile_pattern
     from ..numerics.sorting.tile_placing import PlacingOptions, place_tiles
     from ..numerics.sorting.tile_review import (
@@ -162,6 +166,8 @@ def sort_tiles(
         flip_y=flip_y,
     )
     prepare_file_output(output, run.overwrite)
+    if channel_tables_output:
+        prepare_channel_tables(channel_tables_output, run.overwrite)
     files, given, side_files, ignored = _collect(input, layout, extract_to, run)
     measured = _measure(files, [*side_files, *([given] if given else [])], stack_as, run)
     root = _common_folder(files)
@@ -174,6 +180,9 @@ def sort_tiles(
     verdict = verdict_line(rows, problems)
     report = make_report(rows, problems, placed.decisions, warnings, focus_mads)
     report.verdict(*verdict)
+    if channel_tables_output:
+        base = (tiles_folder or channel_tables_output).absolute()
+        write_channel_tables(channel_tables_output, [_named_from(row, root, base) for row in rows])
     base = (tiles_folder or output.parent).absolute()
     write_tiles(output, [_named_from(row, root, base) for row in rows])
     return _result(rows, problems, placed.decisions, warnings, verdict, report)

@@ -87,7 +87,8 @@ def correct_illumination(
     level, flat field. confocal: dark level, flat field, loss with depth. light-sheet: dark level, flat field, loss
     with depth, stripes. bright-field: flat field. em: dark level (only where blank tiles tell it, because the black
     of an EM detector is set by hand), flat field, contrast of sections. none: nothing. Curtains, background,
-    denoising, inversion and CLAHE are done only when asked for. The order is always: dark level, flat field, stripes,
+    denoising, inversion and CLAHE are done only when asked for; with none and nothing else, tiles are handed on as they
+    are, so that a workflow can switch the correction off. The order is always: dark level, flat field, stripes,
     curtains, background, denoising, loss with depth or contrast of sections, inversion, CLAHE.
 
     Flat field and dark level are estimated for each channel from a sample of its tiles, or given as images. The type of
@@ -258,12 +259,6 @@ def _check_given(
 
 def _choose(rows: Sequence[Tile], folder: Path, steps: Steps) -> list[Tile]:
     """Choose the tiles to correct; everything that can be wrong with them is found before any work."""
-    from ..numerics.illumination.tile_correction import Steps
-
-    if steps == Steps():
-        raise InputError(
-            "There is nothing to do: choose another --preset, or switch a step on, like --flat-field on"
-        )
     if steps.depth_loss and steps.section_contrast:
         raise InputError(
             "--depth-loss and --section-contrast both level the brightness over z: switch one of them off"

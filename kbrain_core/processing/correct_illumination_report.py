@@ -45,6 +45,8 @@ def verdict_of(found: Mapping[Group, GroupFields], steps: Steps, clipped: float)
             f"{clipped:.2%} of the pixels became brighter than the type can hold: the flat field lifts them too far, or "
             "they were saturated when recorded"
         )
+    if steps == type(steps)():
+        return True, "no step was switched on: the tiles are as they were"
     if not steps.flat_field:
         return True, "the steps were done; shading was not corrected and not judged"
     residuals = {group: estimate.residual_percent for group, estimate in found.items()}

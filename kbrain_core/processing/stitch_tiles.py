@@ -82,7 +82,7 @@ class StitchResult(StageResult):
 
 @stage
 def stitch_tiles(
-    tiles: TilesIn,
+    tiles: list[TilesIn],
     output: VolumeOut,
     *,
     positions_output: PositionsOut | None = None,
@@ -109,15 +109,16 @@ def stitch_tiles(
 
     Parameters
     ----------
-    tiles : Path
-        Table of tiles, from sort-tiles. Tiles with the status ok are registered; blank ones are placed by the stage;
-        all others are left out. Edit the status to drop a tile.
+    tiles : list of Path
+        Table of tiles, from sort-tiles or correct-illumination, or many that belong to one mosaic, such as one for each
+        channel. Tiles with the status ok are registered; blank ones are placed by the stage; all others are left out.
+        Edit the status to drop a tile.
     output : str
         The stitched volume, OME-Zarr with a pyramid.
     positions_output : Path, optional
         Table of the tiles' positions in the volume. Default: `<output>-positions.tsv`.
     tiles_folder : Path, optional
-        Folder that the names in the table are relative to. Default: the table's own folder.
+        Folder that the names in the tables are relative to. Default: each table's own folder.
     positions : Path, optional
         Positions from an earlier run, perhaps edited: tiles are fused there and nothing is registered. Tiles that it
         does not name, or marks excluded, are left out. Options of registration have no effect then.
@@ -165,7 +166,7 @@ def stitch_tiles(
     """
     from ..engine import Job, say
     from ..errors import InputError
-    from ..formats.tables import Position, read_table, read_tiles, write_table
+    from ..formats.tables import Position, read_table, read_tile_tables, write_table
     from ..formats.volume import create_volume
     from ..numerics.stitching.tile_canvas import check_given_rows, make_canvas
     from ..numerics.stitching.tile_layout import LayoutOptions, build_mosaic, check_overlap, mosaic_pairs
@@ -173,9 +174,9 @@ def stitch_tiles(
     from ..numerics.volumes.volume_writer import VolumeWriter
     from .stitch_tiles_report import stitch_report
 
-    folder = tiles_folder or tiles.parent
+    rows, folder = read_tile_tables(tiles, tiles_folder)
     layout = LayoutOptions(overlap, voxel_size, planes, per_channel, per_time_point, registration_channel)
-    mosaic = build_mosaic(read_tiles(tiles), layout)
+    mosaic = build_mosaic(rows, layout)
     files = sorted({folder / tile.name for site in mosaic.sites for tile in site.tiles})
     absent = [file for file in files if not file.exists()]
     if absent:

@@ -9,9 +9,11 @@ from annotated_types import Ge, Gt, Le
 
 from ..errors import InputError
 from ..geometry import AxisInts, Box, VoxelSize
-from ..stage import RunOptions, StageResult, VolumeIn, VolumeOut, stage
+from ..stage import RunOptions, StageResult, TilesIn, VolumeIn, VolumeOut, stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from ..formats.layout import ZYX, Encoding
@@ -49,7 +51,8 @@ def precompute_volume(
     output: VolumeOut,
     *,
     bbox: Box | None = None,
-    channel: list[Annotated[int, Ge(0)]] | None = None,
+    channel: list[str] | None = None,
+    channel_table: TilesIn | None = None,
     time_point: Annotated[int, Ge(0)] = 0,
     kind: Literal["auto", "image", "labels"] = "auto",
     voxel_size: VoxelSize | None = None,
@@ -76,8 +79,11 @@ def precompute_volume(
         Folder or URL of the precomputed volume.
     bbox : Box, optional
         Box of voxels to take, like x=0:512,y=0:512,z=0:64. It keeps its place in space. Default: everything.
-    channel : list of int, optional
-        Channels to take, counted from 0. Default: all.
+    channel : list of str, optional
+        Channels to take, by name or by number from 0. Default: all.
+    channel_table : Path, optional
+        Table of tiles of one channel, from sort-tiles: the channel that it names is taken. For workflows that make a
+        volume for each channel. Not together with --channel.
     time_point : int
         Time point to take, counted from 0: the format holds one.
     kind : str
@@ -115,8 +121,8 @@ def precompute_volume(
     Raises
     ------
     InputError
-        When the box or a channel is outside, the voxel size is unknown, the type does not fit the encoding (16 bits to
-        JPEG without a window, labels with loss), or a label is 2^63 or above.
+        When the box or a channel is outside, the table does not name one channel, the voxel size is unknown, the type does
+        not fit the encoding (16 bits to JPEG without a window, labels with loss), or a label is 2^63 or above.
     IncompleteError
         When the input is unfinished.
     ResourceError
@@ -132,7 +138,8 @@ def precompute_volume(
     from .precompute_volume_report import check_levels, lossy_error, make_report, stored_bytes
 
     source = Volume.open(input)
-    voxels = Selection.choose(source, bbox, channel, time_point, kind, window)
+    channels = _choose_channels(source, channel, channel_table)
+    voxels = Selection.choose(source, bbox, channels, time_point, kind, window)
     spec = _plan_output(
         voxels,
         voxel_size,
@@ -202,19 +209,13 @@ class Selection:
         cls,
         source: Volume,
         box: Box | None,
-        channel: list[int] | None,
+        channels: tuple[int, ...],
         time_point: int,
         kind: Literal["auto", "image", "labels"],
         window: str | None,
     ) -> Selection:
         """Check what was asked for against what there is."""
         slices = (box or Box()).slices(source.shape[2:])
-        channels = tuple(channel) if channel else tuple(range(source.shape[1]))
-        if max(channels) >= source.shape[1] or len(set(channels)) != len(channels):
-            raise InputError(
-                f"--channel: {', '.join(map(str, channels))} were asked for and the volume has {source.shape[1]} channels, "
-                "counted from 0: name each once"
-            )
         if time_point >= source.shape[0]:
             raise InputError(
                 f"--time-point is {time_point} and the volume has {source.shape[0]} time points, counted from 0"
@@ -231,6 +232,31 @@ class Selection:
     def count(self) -> int:
         """Voxels of all channels."""
         return self.shape[0] * self.shape[1] * self.shape[2] * len(self.channels)
+
+
+def _choose_channels(
+    source: Volume, channel: list[str] | None, channel_table: Path | None
+) -> tuple[int, ...]:
+    """Numbers of the channels that are named, or of the one whose tiles the table lists."""
+    from ..formats.channels import choose_channels
+    from ..formats.tables import read_tiles
+
+    if channel_table is None:
+        return choose_channels(source.channel_names, channel, source.uri)
+    if channel:
+        raise InputError("--channel and --channel-table both say which channel to take: give one of them")
+    names = sorted({tile.channel for tile in read_tiles(channel_table)})
+    if len(names) > 1:
+        raise InputError(
+            f"--channel-table: '{channel_table}' lists tiles of the channels {', '.join(names)}: give the table of one, "
+            "or name it with --channel"
+        )
+    if source.channel_names.count(names[0]) != 1:
+        raise InputError(
+            f"--channel-table: '{channel_table}' lists tiles of channel {names[0]} and {source.uri} has the channels "
+            f"{', '.join(source.channel_names)}: name the one to take with --channel"
+        )
+    return (source.channel_names.index(names[0]),)
 
 
 def _windows(

@@ -61,6 +61,8 @@ class Source:
         The volume; None for meshes and skeletons.
     objects : tuple of int
         IDs of objects that have a mesh or a skeleton, as far as a listing tells.
+    inside : str
+        Name of the volume's folder in the folder that was given as input; empty when it is that folder.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Source:
     uri: str
     volume: Volume | None
     objects: tuple[int, ...]
+    inside: str = ""
 
     @property
     def voxels(self) -> int:
@@ -114,9 +117,10 @@ def _open_source(uri: str, name: str, as_labels: bool) -> Source:
         raise InputError(
             f"'{uri}' has voxels of type {volume.dtype}: labels are whole numbers, pass it as --input"
         )
+    inside = "" if uri.rstrip("/").endswith(volume.uri) else volume.uri.rpartition("/")[2]
     if as_labels or volume.kind == "labels":
-        return Source(name, "labels", volume.uri, volume, _objects_of_labels(volume))
-    return Source(name, "image", volume.uri, volume, ())
+        return Source(name, "labels", volume.uri, volume, _objects_of_labels(volume), inside)
+    return Source(name, "image", volume.uri, volume, (), inside)
 
 
 def _read_info(uri: str) -> dict[str, Any]:

@@ -14,13 +14,15 @@ from typing import Literal
 from urllib.parse import quote
 
 from ..errors import InputError, ResourceError
-from ..store import MARKER_FOLDER, atomic_path, is_remote, local_path
+from ..store import MARKER_FOLDER, atomic_path, is_remote, local_path, prepare_file_output
 from .serve import write_mounts
 from .view_layers import Source
 from .viewer_state import Address, Scene, viewer_state
 
 CLIENT = Path(__file__).parent / "kneuroviz"
 STATE_FILE = "state.json"
+# What the client can fetch from: another place, or this one counted from the server's root.
+FOLDER_ADDRESS = re.compile(r"((https?|s3|gs)://[^/]|/(?!/))")
 PLAIN_TITLE = "<title>KNeuroViz</title>"
 
 DataPlace = Literal["serve", "copy", "relative"]
@@ -64,24 +66,38 @@ class Addresses:
     place: DataPlace
 
     @classmethod
-    def plan(cls, sources: Sequence[Source], page: Path, place: DataPlace) -> Addresses:
-        """Give every source a URL.
+    def plan(
+        cls, sources: Sequence[Source], page: Path, place: DataPlace, given: Sequence[str] = ()
+    ) -> Addresses:
+        """Give every source a URL: the one given for it, or one according to `place`.
 
         Raises
         ------
         InputError
-            When a volume lies inside the folder of the page, or the page inside a volume.
+            When a volume lies inside the folder of the page, or the page inside a volume; when the given addresses are
+            not one for each source, or none the page can read from.
         """
         folders: dict[str, Path] = {}
         urls: dict[str, str] = {}
-        for source in sources:
-            if is_remote(source.uri):
-                urls[source.uri] = quote(source.uri.rstrip("/"), safe=":/%?&=@+~,") + "/"
-                continue
+        if given and len(given) != len(sources):
+            raise InputError(
+                f"{len(given)} addresses were given for {len(sources)} inputs: give one --address per input, then one per "
+                "label volume, in their order"
+            )
+        for number, source in enumerate(sources):
             folder = local_path(source.uri).resolve()
-            if folder.is_relative_to(page.resolve()) or page.resolve().is_relative_to(folder):
+            remote = is_remote(source.uri)
+            if not remote and (
+                folder.is_relative_to(page.resolve()) or page.resolve().is_relative_to(folder)
+            ):
                 where = f"The page '{page}' and the volume '{source.uri}' lie in each other"
                 raise InputError(f"{where}: choose another --output")
+            if given:
+                urls[source.uri] = _given_url(given[number], source.inside)
+                continue
+            if remote:
+                urls[source.uri] = _quoted(source.uri)
+                continue
             if place == "relative":
                 urls[source.uri] = quote(Path(os.path.relpath(folder, page.resolve())).as_posix()) + "/"
                 continue
@@ -102,6 +118,20 @@ class Addresses:
         if self.place != "copy":
             return 0
         return sum(file.stat().st_size for folder in self.folders.values() for file in _files(folder))
+
+
+def _quoted(url: str) -> str:
+    return quote(url.rstrip("/"), safe=":/%?&=@+~,") + "/"
+
+
+def _given_url(address: str, inside: str) -> str:
+    """The folder of a volume that lies at, or as folder `inside` in, an address that a user gave."""
+    if not FOLDER_ADDRESS.match(address):
+        raise InputError(
+            f"--address '{address}' is nothing a page can read: write an http://, https://, s3:// or gs:// URL, or a path "
+            "from the server's root that begins with /"
+        )
+    return _quoted(address) + (f"{quote(inside)}/" if inside else "")
 
 
 def _mount_name(name: str, taken: dict[str, Path]) -> str:
@@ -129,8 +159,26 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in names)
 
 
-def write_page(page: Path, scene: Scene, addresses: Addresses) -> None:
-    """Write the page; index.html last, so that a page that opens is whole."""
+def prepare_state(path: Path, addresses: Addresses, overwrite: bool) -> None:
+    """Check that the state alone can go to `path`, and that it is of use there.
+
+    Raises
+    ------
+    InputError
+        When it would name volumes by their place in the page.
+    OutputExistsError
+        When a file with content lies there and `overwrite` is False.
+    """
+    lost = next((url for url in addresses.urls.values() if not FOLDER_ADDRESS.match(url)), None)
+    if lost is not None:
+        raise InputError(
+            f"--state-output: a viewer elsewhere does not find '{lost}': say with --address where each input is"
+        )
+    prepare_file_output(path, overwrite)
+
+
+def write_page(page: Path, scene: Scene, addresses: Addresses, state_output: Path | None) -> None:
+    """Write the page, and its state to `state_output` too; index.html last, so that a page that opens is whole."""
     shutil.copytree(
         CLIENT, page, dirs_exist_ok=True, ignore=shutil.ignore_patterns("index.html", "build.json")
     )
@@ -139,7 +187,9 @@ def write_page(page: Path, scene: Scene, addresses: Addresses) -> None:
             _copy_volume(folder, page / "data" / name)
     elif addresses.place == "serve":
         write_mounts(page, addresses.folders)
-    _write(page / STATE_FILE, json.dumps(viewer_state(scene), indent=1, ensure_ascii=False) + "\n")
+    state = json.dumps(viewer_state(scene), indent=1, ensure_ascii=False) + "\n"
+    for path in (page / STATE_FILE, *([state_output] if state_output else [])):
+        _write(path, state)
     _write(page / "index.html", page_html((CLIENT / "index.html").read_text(encoding="utf-8"), scene.title))
 
 

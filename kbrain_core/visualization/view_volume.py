@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from ..geometry import Box
-from ..stage import FolderOut, RunOptions, StageResult, VolumeIn, stage
+from ..stage import FileOut, FolderOut, RunOptions, StageResult, VolumeIn, stage
 from .viewer_state import Layout
 
 
@@ -42,6 +42,8 @@ def view_volume(
     system_memory_gb: Annotated[float, Gt(0)] = 2.0,
     concurrent_downloads: Annotated[int, Ge(1), Le(1000)] = 64,
     data: Literal["serve", "copy", "relative"] = "serve",
+    address: list[str] | None = None,
+    state_output: FileOut | None = None,
     run: RunOptions = RunOptions(),
 ) -> ViewResult:
     """Make a page on which volumes can be browsed in 3D.
@@ -98,6 +100,11 @@ def view_volume(
         kneuroviz.json. copy: they are put into the page's folder (as hard links where the disk allows), which any web
         server can then serve whole. relative: by their path relative to the page, for a web server whose root holds both.
         URLs stay URLs; their server must allow other sites to read (CORS).
+    address : list of str, optional
+        Where the page finds the folder of each input, in the order of the inputs and then of the labels: a URL, or a path
+        from the root of the page's own server, like /api/datasets/1f/extra_files/raw. Replaces what --data says.
+    state_output : Path, optional
+        File for the state alone (JSON), for portals that bring their own viewer. Local volumes need --address then.
     run : RunOptions
         How the stage runs.
 
@@ -109,8 +116,10 @@ def view_volume(
     Raises
     ------
     InputError
-        When no volume is given, voxel sizes are known for some volumes only, the position is outside, a colour or
-        percentile makes no sense, or KNeuroViz was not built.
+        When no volume is given, voxel sizes are known for some volumes only, the position is outside, a colour, address
+        or percentile makes no sense, or KNeuroViz was not built.
+    OutputExistsError
+        When something else lies where the page or its state should go.
     IncompleteError
         When a volume is unfinished.
 
@@ -124,8 +133,10 @@ def view_volume(
 
     view_page.check_client()
     sources = view_layers.open_sources(input, labels or [], name or [])
-    addresses = view_page.Addresses.plan(sources, output, data)
-    job = Job.open(output, run)
+    addresses = view_page.Addresses.plan(sources, output, data, address or [])
+    job = Job.open(output, run, side_outputs=[state_output] if state_output else [])
+    if state_output is not None:
+        view_page.prepare_state(state_output, addresses, run.overwrite or job.resumed)
     layers = view_layers.make_layers(
         sources,
         addresses.of,
@@ -147,8 +158,9 @@ def view_volume(
     )
     page_bytes = view_page.client_bytes()
     job.start(Plan(1, page_bytes, page_bytes + addresses.copied_bytes, 100_000_000, 1 + page_bytes / 1e8))
-    view_page.write_page(output, scene, addresses)
-    say(f"Open it: kbrain serve {output}")
+    view_page.write_page(output, scene, addresses, state_output)
+    if not address:
+        say(f"Open it: kbrain serve {output}")
     images = [layer for layer in layers if isinstance(layer, ImageLayer)]
     return ViewResult(
         image_layers=len(images),

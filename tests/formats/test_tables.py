@@ -15,6 +15,7 @@ from kbrain_core.formats.tables import (
     Transform,
     read_table,
     read_tiles,
+    write_channel_tables,
     write_table,
     write_tiles,
 )
@@ -28,6 +29,16 @@ def test_positions_survive_exactly(tmp_path_factory: pytest.TempPathFactory, row
     path = tmp_path_factory.mktemp("table") / "positions.tsv"
     write_table(path, rows, Position)
     assert read_table(path, Position) == rows
+
+
+def test_channels_with_awkward_names_get_files_of_their_own(tmp_path: Path) -> None:
+    channels = ["DAPI", "dapi", "a/b", "a:b", "..", "핵", "x" * 300]
+    rows = [Tile(name=f"{i}.tif", channel=channel) for i, channel in enumerate(channels)]
+    write_channel_tables(tmp_path, rows)
+    found = {path.stem: read_tiles(path)[0].channel for path in tmp_path.iterdir()}
+    assert found == {
+        "DAPI": "DAPI", "dapi_2": "dapi", "a_b": "a/b", "a_b_2": "a:b", "channel": "..", "핵": "핵", "x" * 60: "x" * 300,
+    }  # fmt: skip
 
 
 def test_names_with_tabs_and_quotes_survive(tmp_path: Path) -> None:

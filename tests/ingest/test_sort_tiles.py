@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter
 
 from kbrain_core.errors import InputError, OutputExistsError, StageStopped
 from kbrain_core.formats.readers import read_tile
-from kbrain_core.formats.tables import Tile, read_tiles
+from kbrain_core.formats.tables import Tile, read_tiles, write_tiles
 from kbrain_core.geometry import AxisInts, VoxelSize
 from kbrain_core.ingest.sort_tiles import SortResult, sort_tiles
 from kbrain_core.stage import RunOptions
@@ -173,6 +173,44 @@ def test_names_are_relative_to_the_tiles_folder(ome: Path, tmp_path: Path) -> No
     (tmp_path / "tiles.tsv").unlink()
     _, tiles = sort(tmp_path, links, tiles_folder=links)
     assert {t.name for t in tiles} == {"r0_c0.tif", "r0_c1.tif"}
+
+
+def test_a_table_for_each_channel(
+    ome: Path, sorted_ome: tuple[SortResult, list[Tile], Path], tmp_path: Path
+) -> None:
+    _, tiles = sort(tmp_path, ome, channel_tables_output=tmp_path / "channels")
+    assert {path.name for path in (tmp_path / "channels").iterdir()} == {"membranes.tsv", "nuclei.tsv"}
+    for channel in ("membranes", "nuclei"):
+        own = read_tiles(tmp_path / "channels" / f"{channel}.tsv")
+        assert [t.sha256 for t in own] == [t.sha256 for t in tiles if t.channel == channel]
+        assert {t.status for t in own} == {t.status for t in tiles if t.channel == channel}
+        ok = next(t for t in own if t.status == "ok")
+        assert read_tile(ok, tmp_path / "channels").shape == (
+            1,
+            160,
+            160,
+        )  # relative to the tables' own folder
+
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        sort(tmp_path / "again", ome, channel_tables_output=tmp_path / "channels")
+    again = RunOptions(workers=1, overwrite=True)
+    (tmp_path / "channels" / "mine.tsv").write_text("a table of mine")
+    write_tiles(tmp_path / "channels" / "old.tsv", tiles)
+    sort_tiles(
+        [str(ome)],
+        tmp_path / "tiles.tsv",
+        channel_tables_output=tmp_path / "channels",
+        tiles_folder=ome,
+        run=again,
+    )
+    assert {path.name for path in (tmp_path / "channels").iterdir()} == {
+        "membranes.tsv",
+        "nuclei.tsv",
+        "mine.tsv",
+    }
+    own = read_tiles(tmp_path / "channels" / "nuclei.tsv")
+    assert {t.name for t in own} <= {t.name for t in read_tiles(tmp_path / "tiles.tsv")}
+    assert "/" not in own[0].name  # relative to the tiles' folder, as in the main table
 
 
 def test_blurred_and_saturated_tiles_are_to_be_imaged_again(tmp_path: Path) -> None:

@@ -26,4 +26,4 @@ def em(tmp_path_factory) -> tuple[TileGrid, Path]:
 def stitched(em, tmp_path_factory) -> tuple[StitchResult, Path]:
     """The grid stitched once, undisturbed."""
     output = tmp_path_factory.mktemp("stitched") / "stitched.ome.zarr"
-    return stitch_tiles(em[1], str(output), run=ONE), output
+    return stitch_tiles([em[1]], str(output), run=ONE), output

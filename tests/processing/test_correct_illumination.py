@@ -168,6 +168,49 @@ def test_interrupted_run_is_finished(
     run(tiles, tmp_path)  # complete: says so and gives the same figures
 
 
+def test_table_inside_the_folder_makes_it_one_thing(
+    tiles: Path, tmp_path: Path, corrected: tuple[Path, IlluminationResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As workflow systems want it: one folder that holds the files and their table."""
+    folder = tmp_path / "corrected"
+
+    def correct(**options: object) -> IlluminationResult:
+        options = {"tiles_folder": tiles.parent, "run": ONE, **options}
+        return correct_illumination(tiles, folder, folder / "tiles.tsv", **options)  # type: ignore[arg-type]
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder.mkdir()  # an empty folder is made beforehand
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "complete", stop)
+        with pytest.raises(KeyboardInterrupt):
+            correct()
+    first = folder / "tile_z000_r00_c01.ome.tif"
+    written = first.stat().st_mtime_ns
+    result = correct()
+    assert first.stat().st_mtime_ns == written  # resumed
+    assert not [warning for warning in result.warnings if "--tiles-folder" in warning]
+    outside = {tile.sha256 for tile in read_tiles(corrected[0] / "corrected.tsv")}
+    rows = read_tiles(folder / "tiles.tsv")
+    assert {tile.sha256 for tile in rows} == outside
+    assert all((folder / tile.name).is_file() for tile in rows if tile.status == "ok")
+    assert "/" not in rows[0].name
+
+    table = (folder / "tiles.tsv").read_bytes()
+    (folder / "tiles.tsv").unlink()  # without its table the job is not complete
+    assert correct().tiles_corrected == result.tiles_corrected
+    assert first.stat().st_mtime_ns == written
+    assert (folder / "tiles.tsv").read_bytes() == table
+    (folder / "tiles.tsv").write_text("edited by hand")
+    assert correct().tiles_corrected == result.tiles_corrected  # complete: the edited table stays
+    assert (folder / "tiles.tsv").read_text() == "edited by hand"
+    with pytest.raises(OutputExistsError, match="other options"):
+        correct(preset="em")
+    correct(preset="em", run=replace(ONE, overwrite=True))
+    assert read_tiles(folder / "tiles.tsv")[0].name == rows[0].name
+
+
 def test_stacks_lose_their_loss_with_depth(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     planes, rows = 12, []
@@ -284,6 +327,14 @@ def test_docstring_tells_the_presets_as_they_are() -> None:
         assert f"{name}: {', '.join(steps.names()) or 'nothing'}." in text
 
 
+def test_the_preset_none_hands_tiles_on_as_they_are(tmp_path: Path) -> None:
+    _striped(tmp_path)
+    result = run(tmp_path / "tiles.tsv", tmp_path, preset="none")
+    assert result.passed and result.steps == () and "as they were" in result.verdict
+    for name, tile in zip(("t0.tif", "t1.tif"), read_tiles(tmp_path / "corrected.tsv"), strict=False):
+        assert np.array_equal(read_tile(tile, tmp_path)[0], tifffile.imread(tmp_path / name))
+
+
 def test_outlying_table_is_told(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "tables").mkdir()
     result = correct_illumination(
@@ -302,7 +353,6 @@ def test_outlying_table_is_told(tiles: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "none"}, "nothing to do"),
         ({"flat_field": "off", "flat_field_output": Path("x.tif")}, "leave one of them out"),
         ({"dark": "off", "dark_level": 3.0}, "leave one of them out"),
         ({"depth_loss": "on", "section_contrast": "on"}, "switch one of them off"),

@@ -15,12 +15,13 @@ from make_phantoms import (
     make_tile_grid,
     score_tiles,
 )
-from stitch_helpers import LIMIT_PX, SMALL, edited, positions_of, score, stitch, voxels, write
+from stitch_helpers import LIMIT_PX, ONE, SMALL, edited, positions_of, score, stitch, voxels, write
 
 from kbrain_core.errors import InputError
 from kbrain_core.formats.tables import Position, Tile, read_tiles, write_table, write_tiles
 from kbrain_core.formats.volume import Volume
 from kbrain_core.geometry import VoxelSize
+from kbrain_core.processing.stitch_tiles import stitch_tiles
 
 
 def test_tiles_come_to_their_true_places(em, stitched):
@@ -45,6 +46,41 @@ def test_positions_table_says_how_each_tile_was_placed(em, stitched):
     assert all(row.status == "registered" and row.links == 2 and row.component == 0 for row in others)
     assert all(0.7 < (row.confidence or 0) <= 1 for row in others)
     assert min(row.x_px for row in rows.values()) >= 0
+
+
+def test_tables_of_channels_are_one_mosaic(tmp_path):
+    grid = make_tile_grid(**SMALL, channels=("dna", "membranes"), kind="nuclei", empty_fraction=0.0, seed=3)
+    whole = write(grid, tmp_path / "whole")
+    rows = read_tiles(whole)
+    tables = []
+    for (
+        channel
+    ) in grid.channels:  # as correct-illumination leaves them: a folder for each channel, its table inside
+        folder = tmp_path / "by-channel" / channel
+        folder.mkdir(parents=True)
+        own = [row for row in rows if row.channel == channel]
+        for row in own:
+            (folder / row.name).symlink_to(whole.parent / row.name)
+        write_tiles(folder / "tiles.tsv", own)
+        tables.append(folder / "tiles.tsv")
+    _, expected, one = stitch(whole, tmp_path / "one")
+    result = stitch_tiles(tables, str(tmp_path / "two" / "stitched.ome.zarr"), run=ONE)
+    assert result.passed, result.verdict
+    np.testing.assert_array_equal(voxels(tmp_path / "two" / "stitched.ome.zarr"), voxels(one))
+    found = positions_of(tmp_path / "two" / "stitched.ome.zarr")
+    assert {row.name.split("/")[0] for row in found} == {"dna", "membranes"}
+    assert {(r.channel, r.name.split("/")[1], r.y_px, r.x_px) for r in found} == {
+        (r.channel, r.name, r.y_px, r.x_px) for r in expected
+    }
+    # tables that share a folder name its files as they are
+    split = [
+        edited(whole, whole.parent, lambda row: row if row.channel == "dna" else None),
+        tmp_path / "rest.tsv",
+    ]
+    write_tiles(split[1], [row for row in rows if row.channel == "membranes"])
+    output = tmp_path / "three" / "stitched.ome.zarr"
+    stitch_tiles(split, str(output), tiles_folder=whole.parent, run=ONE)
+    assert positions_of(output) == expected
 
 
 def test_a_pixel_of_one_tile_keeps_its_value(em, stitched):

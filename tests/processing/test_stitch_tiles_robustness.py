@@ -32,15 +32,15 @@ def test_a_killed_run_goes_on_and_ends_the_same(em, stitched, tmp_path, monkeypa
     with monkeypatch.context() as broken:
         broken.setattr(volume_writer.VolumeWriter, "write_block", die)
         with pytest.raises(Killed):
-            stitch_tiles(tiles, str(output), run=ONE)
+            stitch_tiles([tiles], str(output), run=ONE)
     monkeypatch.setattr(tile_solution, "register_pairs", die)  # done before: it must not run again
-    result = stitch_tiles(tiles, str(output), run=ONE)
+    result = stitch_tiles([tiles], str(output), run=ONE)
     np.testing.assert_array_equal(voxels(output), voxels(stitched[1]))
     assert positions_of(output) == positions_of(stitched[1])
-    again = stitch_tiles(tiles, str(output), run=ONE)
+    again = stitch_tiles([tiles], str(output), run=ONE)
     assert (again.verdict, again.max_residual_px) == (result.verdict, result.max_residual_px)
     with pytest.raises(OutputExistsError, match="blend"):
-        stitch_tiles(tiles, str(output), blend="none", run=ONE)
+        stitch_tiles([tiles], str(output), blend="none", run=ONE)
 
 
 def test_three_parts_make_the_same_volume(em, stitched, tmp_path):
@@ -48,10 +48,10 @@ def test_three_parts_make_the_same_volume(em, stitched, tmp_path):
     output = str(tmp_path / "stitched.ome.zarr")
     for part in (1, 2):
         try:
-            stitch_tiles(tiles, output, run=RunOptions(workers=1, part=Part(part, 3)))
+            stitch_tiles([tiles], output, run=RunOptions(workers=1, part=Part(part, 3)))
         except StageStopped as stopped:
             assert f"Part {part}/3 is through" in str(stopped)
-    result = stitch_tiles(tiles, output, run=RunOptions(workers=1, part=Part(3, 3)))
+    result = stitch_tiles([tiles], output, run=RunOptions(workers=1, part=Part(3, 3)))
     assert result.passed
     np.testing.assert_array_equal(voxels(output), voxels(stitched[1]))
 
@@ -59,7 +59,7 @@ def test_three_parts_make_the_same_volume(em, stitched, tmp_path):
 def test_two_processes_of_a_cluster_make_the_same_volume(em, stitched, tmp_path, dask_scheduler):
     _, tiles = em
     output = str(tmp_path / "stitched.ome.zarr")
-    stitch_tiles(tiles, output, run=RunOptions(cluster=dask_scheduler))
+    stitch_tiles([tiles], output, run=RunOptions(cluster=dask_scheduler))
     np.testing.assert_array_equal(voxels(output), voxels(stitched[1]))
 
 
@@ -96,7 +96,7 @@ def test_bad_input_is_told_in_one_line(em, tmp_path, change, options, message):
     table = edited(em[1], tmp_path, change)
     output = tmp_path / "stitched.ome.zarr"
     with pytest.raises(InputError) as caught:
-        stitch_tiles(table, str(output), tiles_folder=em[1].parent, run=ONE, **options)
+        stitch_tiles([table], str(output), tiles_folder=em[1].parent, run=ONE, **options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not output.exists()

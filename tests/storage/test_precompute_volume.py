@@ -14,6 +14,7 @@ from small_volumes import EVERYTHING, label_blobs, write_volume
 from kbrain_core import store
 from kbrain_core.cli import main
 from kbrain_core.errors import IncompleteError, InputError, OutputExistsError, ResourceError, StageStopped
+from kbrain_core.formats.tables import Tile, write_tiles
 from kbrain_core.formats.volume import Volume
 from kbrain_core.geometry import AxisInts, Box, VoxelSize
 from kbrain_core.numerics.volumes.contrast import apply_window
@@ -143,19 +144,51 @@ def test_percentile_window_is_that_of_each_channel(tmp_path: Path) -> None:
     voxels = np.random.default_rng(1).integers(100, 301, (1, 2, 9, 60, 70)).astype(np.uint16)
     voxels[:, 1] *= 10
     source = write_volume(tmp_path / "s.ome.zarr", voxels, mips=0)
-    precompute(source, tmp_path / "v.precomputed", window="percentile", encoding="jpeg", channel=[1], mips=0)
+    precompute(
+        source, tmp_path / "v.precomputed", window="percentile", encoding="jpeg", channel=["1"], mips=0
+    )
     ((low, high),) = Volume.open(str(tmp_path / "v.precomputed")).info.intensity_windows
     # Even between 1000 and 3000: 0.35 % of the range is 7 grey levels; 38,000 voxels give it within a few.
     assert (low, high) == (pytest.approx(1007, abs=10), pytest.approx(2993, abs=10))
 
 
 def test_channels_in_another_order(two_channels: Volume, tmp_path: Path) -> None:
-    precompute(two_channels, tmp_path / "v.precomputed", channel=[1, 0], mips=0)
+    precompute(two_channels, tmp_path / "v.precomputed", channel=["GFP", "0"], mips=0)
     written = Volume.open(str(tmp_path / "v.precomputed"))
     assert written.channel_names == ("GFP", "DAPI")
     np.testing.assert_array_equal(
         written.read(EVERYTHING), two_channels.read((slice(0, 1), *EVERYTHING[1:]))[:, ::-1]
     )
+
+
+def test_the_channel_of_a_table_of_tiles_is_taken(two_channels: Volume, tmp_path: Path) -> None:
+    table = tmp_path / "tiles.tsv"
+    write_tiles(table, [Tile(name=f"{z}.tif", channel="GFP", z=z) for z in range(3)])
+    precompute(two_channels, tmp_path / "v.precomputed", channel_table=table, mips=0)
+    written = Volume.open(str(tmp_path / "v.precomputed"))
+    assert written.channel_names == ("GFP",)
+    np.testing.assert_array_equal(
+        written.read(EVERYTHING), two_channels.read((slice(0, 1), slice(1, 2), *EVERYTHING[2:]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "options", "message"),
+    [
+        (("DAPI", "GFP"), {}, "tiles of the channels DAPI, GFP: give the table of one"),
+        (("1",), {}, "tiles of channel 1 and .* has the channels DAPI, GFP"),  # a name here, never a number
+        (("GFP",), {"channel": ["GFP"]}, "--channel and --channel-table both"),
+    ],
+)
+def test_a_table_that_does_not_name_one_channel_is_refused(
+    two_channels: Volume, tmp_path: Path, channels: tuple[str, ...], options: dict[str, Any], message: str
+) -> None:
+    table = tmp_path / "tiles.tsv"
+    write_tiles(table, [Tile(name=f"{channel}.tif", channel=channel) for channel in channels])
+    with pytest.raises(InputError, match=message) as caught:
+        precompute(two_channels, tmp_path / "v.precomputed", channel_table=table, **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "v.precomputed").exists()
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"parts": 3}, {"cluster": True}])
@@ -240,10 +273,10 @@ def test_dry_run_writes_nothing(em: Volume, tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encoding": "jpeg", "channel": [0]}, "pass --window"),
+        ({"encoding": "jpeg", "channel": ["0"]}, "pass --window"),
         ({"encoding": "jpeg", "window": "percentile"}, "1 or 3 channels"),
-        ({"channel": [2]}, "the volume has 2 channels"),
-        ({"channel": [0, 0]}, "name each once"),
+        ({"channel": ["2"]}, "has the channels DAPI, GFP"),
+        ({"channel": ["0", "DAPI"]}, "give each once"),
         ({"time_point": 2}, "the volume has 2 time points"),
         ({"window": "5"}, "low below high"),
         ({"window": "9,3"}, "low below high"),

@@ -372,6 +372,16 @@ def test_any_static_server_will_do(tmp_path: Path, browser: Any, show: Any, serv
         assert page.pixels()[60:].std() > 10
 
 
+def test_an_address_from_the_root_of_the_server(tmp_path: Path, show: Any, serving: Any) -> None:
+    root = tmp_path / "site"
+    path = write_volume(root / "api" / "1 f" / "raw", cells((16, 64, 64)), encoding="jpeg")
+    view_volume([str(path)], root / "deep" / "view", layout="xy", address=["/api/1 f/raw"])
+    with serving(root) as running:
+        running.folder = "deep/view/"
+        page = show(running)
+        assert page.pixels()[60:].std() > 10
+
+
 def test_a_volume_that_is_gone_is_told(tmp_path: Path, browser: Any, serving: Any) -> None:
     path = write_volume(tmp_path / "gone.precomputed", cells((16, 64, 64)), encoding="jpeg")
     view_volume([str(path)], tmp_path / "view")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,50 @@ def test_relative_addresses(tmp_path: Path) -> None:
     assert url == "../../my%20data/v%231.precomputed/|neuroglancer-precomputed:"
 
 
+def test_given_addresses_replace_those_of_the_page(tmp_path: Path, image: Path, labels: Path) -> None:
+    unpacked = tmp_path / "unpacked"
+    shutil.copytree(labels, unpacked / "50 % labels")  # an upload that kept the folder it was packed in
+    state_file = tmp_path / "state.json"
+    state_file.touch()  # the placeholder of a workflow system
+    addresses = ["https://else.where/cells/", "/api/datasets/1f/extra_files/raw"]
+    result = view_volume(
+        [str(image)],
+        tmp_path / "view",
+        labels=[str(unpacked)],
+        name=["Cells", "Objects"],
+        title="Slice 7",
+        data="copy",
+        address=addresses,
+        state_output=state_file,
+    )
+    state = json.loads(state_file.read_text())
+    assert state == state_of(tmp_path / "view")
+    assert state["title"] == "Slice 7"
+    assert state["layers"][0]["source"]["url"] == "https://else.where/cells/|zarr3:"
+    (source,) = state["layers"][1]["source"]
+    folder = "/api/datasets/1f/extra_files/raw/50%20%25%20labels/"
+    assert source["url"] == f"{folder}|neuroglancer-precomputed:"
+    assert result.copied_bytes == 0 and not (tmp_path / "view" / "data").exists()
+
+
+def test_the_state_alone_is_written_again_when_it_is_gone(tmp_path: Path, image: Path) -> None:
+    def view(**options: Any) -> None:
+        view_volume(
+            [str(image)], tmp_path / "view", address=["/v"], state_output=tmp_path / "s.json", **options
+        )
+
+    view()
+    first = (tmp_path / "s.json").read_text()
+    (tmp_path / "s.json").unlink()
+    view()
+    assert (tmp_path / "s.json").read_text() == first
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        view_volume([str(image)], tmp_path / "b", address=["/v"], state_output=tmp_path / "s.json")
+    assert not (tmp_path / "b").exists()
+    view(layout="xy", run=RunOptions(overwrite=True))
+    assert json.loads((tmp_path / "s.json").read_text())["layout"] == "xy"
+
+
 def test_a_volume_at_a_url(tmp_path: Path, image: Path, serving: Callable[[Path], Any]) -> None:
     with serving(image.parent) as running:
         view_volume([f"{running.address}{image.name}"], tmp_path / "view")
@@ -169,7 +214,7 @@ def test_bad_input_is_one_line_and_leaves_no_page(tmp_path: Path, image: Path, l
         with pytest.raises(InputError, match=match) as caught:
             view_volume([str(path) for path in inputs], tmp_path / "view", **options)
         assert "\n" not in str(caught.value)
-        assert not (tmp_path / "view").exists()
+        assert not (tmp_path / "view").exists() and not (tmp_path / "state.json").exists()
 
     (tmp_path / "empty").mkdir()
     meshes = tmp_path / "meshes"
@@ -182,6 +227,11 @@ def test_bad_input_is_one_line_and_leaves_no_page(tmp_path: Path, image: Path, l
     refused("is no colour", image, color=["octarine"])
     refused("2 colours were given for 1 channels", image, color=["red", "green"])
     refused("2 names were given for 1 inputs", image, name=["a", "b"])
+    refused("2 addresses were given for 1 inputs", image, address=["/a", "/b"])
+    refused("--address 'data/a' is nothing", image, address=["data/a"])
+    refused("--address '//else.where/a' is nothing", image, address=["//else.where/a"])
+    refused("--address 'javascript:a' is nothing", image, address=["javascript:a"])
+    refused("does not find 'data/cells/': say with --address", image, state_output=tmp_path / "state.json")
     refused("black must be below white", image, black_percentile=60, white_percentile=40)
     refused("--zoom-um-per-px is nan", image, zoom_um_per_px=float("nan"))
     refused("--gpu-memory-gb is -1", image, gpu_memory_gb=-1.0)

@@ -164,7 +164,7 @@ def fuse(
     blend: Blend,
     subpixel: Subpixel,
 ) -> tuple[NDArray[Any], int]:
-    """Fuse tiles into one box.
+    """Fuse tiles into one box; a blank tile only fills what no other covers.
 
     Parameters
     ----------
@@ -196,14 +196,28 @@ def fuse(
     for z in range(out.shape[0]):
         for start in range(0, out.shape[1], rows):
             stop = min(start + rows, out.shape[1])
-            total = np.zeros((stop - start, out.shape[2]), kind)
-            weights = np.zeros((stop - start, out.shape[2]), np.float32)
             corner = (box[0].start + z, box[1].start + start, box[2].start)
-            high = (corner[0] + 1, box[1].start + stop, box[2].stop)
-            for tile in index.touching(corner, high):
-                _add_tile(tile, corner, total, weights, files, add, subpixel)
-            covered += _finish(total, weights, out[z, start:stop], blend)
+            near = index.touching(corner, (corner[0] + 1, box[1].start + stop, box[2].stop))
+            band = np.zeros((stop - start, out.shape[2]), kind)
+            weights = np.zeros(band.shape, np.float32)
+            for tile in near:
+                if not _is_blank(tile):
+                    _add_tile(tile, corner, band, weights, files, add, subpixel)
+            if any(
+                map(_is_blank, near)
+            ):  # they fill what nothing else covers: neighbours would fade to dark in them
+                fill, fill_weights = np.zeros_like(band), np.zeros_like(weights)
+                for tile in filter(_is_blank, near):
+                    _add_tile(tile, corner, fill, fill_weights, files, add, subpixel)
+                uncovered = weights == 0
+                np.copyto(band, fill, where=uncovered)
+                np.copyto(weights, fill_weights, where=uncovered)
+            covered += _finish(band, weights, out[z, start:stop], blend)
     return out, covered
+
+
+def _is_blank(placed: Placed) -> bool:
+    return placed.tile.status == "blank"
 
 
 def _finish(total: NDArray[Any], weights: NDArray[np.float32], out: NDArray[Any], blend: Blend) -> int:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tifffile
@@ -49,6 +51,18 @@ def test_two_tiles_fade_into_each_other(tmp_path, place):
     # weights are the distances to the edges: 10..1 of the left, 1..10 of the right
     weights = np.arange(1, 11)
     np.testing.assert_array_equal(row[30:40], np.rint((100 * weights[::-1] + 200 * weights) / 11))
+
+
+@pytest.mark.parametrize("blend", ["linear", "none"])
+def test_a_blank_tile_does_not_darken_its_neighbours(tmp_path, place, blend):
+    tissue, resin = (
+        place(np.full((30, 40), 200, np.uint8), (0, 0, 0)),
+        place(np.full((30, 40), 7, np.uint8), (0, 0, 30)),
+    )
+    blank = Placed(replace(resin.tile, status="blank"), resin.origin)
+    voxels, covered = fused(tmp_path, [tissue, blank], (1, 30, 70), blend)
+    assert (voxels[0, :, :40] == 200).all() and (voxels[0, :, 40:] == 7).all()
+    assert covered == voxels.size
 
 
 def test_no_blending_takes_each_pixel_from_one_tile(tmp_path, place):
