@@ -1,16 +1,17 @@
 # KBrain: everything a fresh machine needs is Python 3.11+ and make.
-#   make demo    raw tiles -> a 3D volume in the browser, on the sample
+#   make demo    raw tiles -> a 3D volume in the browser, on the sample, through a Galaxy of your own
 #   make test    set up and pass every suite
 #   make help    the other targets
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find kbrain_core -name '*.py' -o -name '*.html') pyproject.toml
+SOURCES := $(shell find kbrain_core kbrain_galaxy -name '*.py' -o -name '*.html') $(shell find tools workflows -type f) \
+  pyproject.toml setup.py requirements/galaxy.txt requirements/planemo.txt
 VIEWER_SOURCES := $(shell find viewer -type f -not -path '*/node_modules/*' -not -path '*/dist/*')
 VIEWER := kbrain_core/visualization/kneuroviz/index.html
 
-.PHONY: help setup viewer demo demo-stop test test-core check generate lock bench clean
+.PHONY: help setup viewer environments demo demo-cli demo-stop test test-core test-galaxy check generate lock bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,17 +36,29 @@ $(VENV)/.installed: $(VENV)/.libraries $(VIEWER) $(SOURCES)
 	@rm -rf build/lib build/bdist.* && $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --force-reinstall .
 	@touch $@
 
-demo: setup ## the whole pipeline on the sample, then the viewer's address
-	@$(BIN)/python demo/run_demo.py
+environments: setup ## make the environments of Galaxy and planemo in .envs
+	@$(BIN)/python -m kbrain_galaxy.environment galaxy planemo
 
-demo-stop: ## end the viewer that the demo left running
-	@$(BIN)/python demo/run_demo.py --stop
+demo: setup ## the whole pipeline on the sample, by the workflow on a Galaxy of your own, then the view's address
+	$(BIN)/kbrain-galaxy start
+	$(BIN)/kbrain-galaxy run tiles-to-volume test-data/sample/tiles --output build/demo-galaxy
+	@echo "Galaxy runs in the background; end it with 'make demo-stop'"
 
-test: setup ## every suite, with its time
+demo-cli: setup ## the same by the library's commands alone, without Galaxy
+	@$(BIN)/python demo/cli_demo.py
+
+demo-stop: ## end the Galaxy and the viewer that the demos left running
+	@$(BIN)/python demo/cli_demo.py --stop
+	@$(BIN)/kbrain-galaxy stop
+
+test: environments ## every suite, with its time
 	@$(BIN)/python tests/run_suites.py
 
 test-core: setup ## the core library's suites alone
 	@$(BIN)/python tests/run_suites.py core viewer
+
+test-galaxy: environments ## the tools, the workflows and the embedded Galaxy alone
+	@$(BIN)/python tests/run_suites.py wrappers galaxy
 
 check: setup ## lint and types alone
 	@$(BIN)/python tests/run_suites.py check

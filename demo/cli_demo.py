@@ -1,7 +1,7 @@
 """The whole pipeline on the sample, as a person would type it, then the address of the viewer.
 
-python demo/run_demo.py          run what is not done yet, leave the viewer running
-python demo/run_demo.py --stop   end the viewer
+python demo/cli_demo.py          run what is not done yet, leave the viewer running
+python demo/cli_demo.py --stop   end the viewer
 """
 
 from __future__ import annotations

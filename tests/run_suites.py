@@ -32,8 +32,16 @@ class Suite:
 PYTEST = ("pytest", "-q", "-n", "2", "--dist", "worksteal", "--durations", "8")
 SUITES = (
     Suite("check", (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))),
-    Suite("core", ((*PYTEST, "-m", "not browser"),)),
+    Suite("core", ((*PYTEST, "-m", "not browser", "--ignore", "tests/galaxy"),)),
     Suite("viewer", (("pytest", "-q", "-m", "browser"),), "chromium", "apt-get install chromium"),
+    Suite("wrappers", ((*PYTEST, "-m", "not galaxy", "tests/galaxy"),)),
+    # one process: all its tests share one Galaxy
+    Suite(
+        "galaxy",
+        (("pytest", "-q", "-m", "galaxy", "--durations", "12", "tests/galaxy"),),
+        "chromium",
+        "apt-get install chromium",
+    ),
 )
 
 

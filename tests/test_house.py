@@ -78,6 +78,12 @@ def test_imports_run_one_way(path: Path) -> None:
             assert own == other, f"{dotted(path)} imports {name} of another wing"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_the_core_knows_no_portal(path: Path) -> None:
+    portals = {"kbrain_galaxy", "galaxy", "bioblend"}
+    assert not portals & {name.split(".")[0] for name in imports_of(path)}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_imports_nothing_heavy_at_its_top(stage: str) -> None:
     path = PACKAGE / Path(*stage.split(".")).with_suffix(".py")
