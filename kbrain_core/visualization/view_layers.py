@@ -335,8 +335,11 @@ def make_report(scene: Scene, sources: Sequence[Source]) -> Report:
     report.table("Layers", ("layer", "kind", "colour", "black to white, or selection"), rows)
     images = [source for source in sources if source.kind == "image"]
     if images:
-        caption = f"Middle plane of {images[0].name}, black and white as on the page."
-        report.picture("middle-plane", caption, _middle_plane(images[0], scene))
+        same = [image for image in images if _grid(image) == _grid(images[0])]
+        caption = (
+            f"Middle plane of {', '.join(image.name for image in same)}, black and white as on the page."
+        )
+        report.picture("middle-plane", caption, _middle_plane(images, same, scene))
     return report
 
 
@@ -348,21 +351,34 @@ def _row(layer: ImageLayer | LabelLayer) -> tuple[str, str, str, str]:
     return (layer.name, "labels", "one colour per object", selected)
 
 
-def _middle_plane(source: Source, scene: Scene) -> NDArray[np.uint8]:
-    """Middle plane of an image as the page shows it, channels added in their colours: (Y, X, 3)."""
+def _grid(source: Source) -> tuple[Any, ...]:
+    """Where the voxels of a volume lie: images on one grid can be added pixel by pixel."""
     volume = source.volume
     assert volume is not None  # an image is a volume
-    level = volume.level_at_most(PICTURE_VOXELS)
-    depth = volume.levels[level].shape[0]
-    plane = slice(depth // 2, depth // 2 + 1)
-    layers = [layer for layer in scene.layers if isinstance(layer, ImageLayer)][
-        : min(volume.shape[1], SHOWN_CHANNELS)
-    ]
-    picture: NDArray[np.float32] = np.zeros((*volume.levels[level].shape[1:], 3), np.float32)
-    for channel, layer in enumerate(layers):
-        region = (slice(0, 1), slice(channel, channel + 1), plane, slice(None), slice(None))
-        grey = stretched(volume.read(region, level=level)[0, 0, 0], layer.contrast)
-        picture += grey[..., None] * _rgb(layer.color)
+    return (volume.shape[2:], volume.voxel_size_nm, volume.offset_nm)
+
+
+def _middle_plane(images: Sequence[Source], shown: Sequence[Source], scene: Scene) -> NDArray[np.uint8]:
+    """Middle plane of the shown images as the page shows it, their channels added in their colours: (Y, X, 3)."""
+    layers = iter([layer for layer in scene.layers if isinstance(layer, ImageLayer)])
+    picture: NDArray[np.float32] | None = None
+    for source in images:
+        volume = source.volume
+        assert volume is not None  # an image is a volume
+        level = volume.level_at_most(PICTURE_VOXELS)
+        depth = volume.levels[level].shape[0]
+        plane = slice(depth // 2, depth // 2 + 1)
+        for channel, layer in zip(range(min(volume.shape[1], SHOWN_CHANNELS)), layers, strict=False):
+            if source not in shown:
+                continue
+            region = (slice(0, 1), slice(channel, channel + 1), plane, slice(None), slice(None))
+            grey = stretched(volume.read(region, level=level)[0, 0, 0], layer.contrast)
+            colored = grey[..., None] * _rgb(layer.color)
+            if picture is None:
+                picture = colored
+            elif picture.shape == colored.shape:  # volumes of one grid may have other levels
+                picture = picture + colored
+    assert picture is not None
     return np.asarray(np.rint(np.clip(picture, 0, 1) * 255), dtype=np.uint8)
 
 
