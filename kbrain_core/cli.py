@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import os
-import signal
 import sys
-import traceback
 import typing
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Annotated, Any
 
 import cyclopts
 
-from . import __version__
-from .errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_OK, EXIT_UNEXPECTED, KBrainError, StageStopped
+from .command import new_app, run_command
 from .geometry import AxisInts, Box, VoxelSize
 from .stage import STAGES, STEPS, Part, RunOptions, command_name, load_stage, step_of
 
 STEP_TITLES = {step: f"{number}. {step.capitalize()}" for number, step in enumerate(STEPS, start=1)}
-DEBUG_VARIABLE = "KBRAIN_DEBUG"
 TEXT_TYPES = (
     VoxelSize,
     Box,
@@ -38,58 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         The arguments; those of the process by default.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
-    prefix = f"kbrain {name}".strip()
-    with contextlib.suppress(ValueError):  # outside the main thread whoever runs it there handles signals
-        signal.signal(signal.SIGTERM, _stop)
-    try:
-        _make_app(name)(arguments)
-    except cyclopts.CycloptsError as error:
-        return _fail(f"{prefix}: {_one_line(error)} (see `{prefix} --help`)", EXIT_BAD_INPUT)
-    except StageStopped as stopped:
-        print(f"{prefix}: {stopped}", file=sys.stderr)
-        return EXIT_OK
-    except KBrainError as error:
-        return _fail(f"{prefix}: {error}", error.exit_code)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and isinstance(stop.code, int):
-            return stop.code
-        return _fail(
-            f"{prefix}: interrupted; run the same command again to go on where it stopped", EXIT_INTERRUPTED
-        )
-    except Exception as error:
-        message = f"{prefix}: unexpected {type(error).__name__}: {_one_line(error)}"
-        return _fail(f"{message} (set {DEBUG_VARIABLE}=1 to see where)", EXIT_UNEXPECTED)
-    return EXIT_OK
-
-
-def _stop(signal_number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _fail(message: str, exit_code: int) -> int:
-    if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exc()
-    print(message, file=sys.stderr)
-    return exit_code
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return run_command("kbrain", _make_app, argv)
 
 
 def _make_app(name: str) -> cyclopts.App:
     """The command-line application; only the stage that is asked for is loaded, or all of them for the overview."""
-    app = cyclopts.App(
-        name="kbrain",
-        help="From raw brain-microscope tiles to a 3D volume one can browse, measure and share.",
-        version=__version__,
-        help_format="markdown",
-        exit_on_error=False,
-        print_error=False,
-        result_action="return_none",
-        suppress_keyboard_interrupt=False,
+    app = new_app(
+        "kbrain", "From raw brain-microscope tiles to a 3D volume one can browse, measure and share."
     )
     services = {"serve": _load_serve}
     commands = [path.split(".")[1].replace("_", "-") for path in STAGES]

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import cyclopts
 
-from kbrain_core import __version__
+from kbrain_core.command import new_app, run_command
 from kbrain_core.engine import say
-from kbrain_core.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_UNEXPECTED,
-    CheckFailedError,
-    KBrainError,
-)
-
-DEBUG_VARIABLE = "KBRAIN_DEBUG"
+from kbrain_core.errors import CheckFailedError, KBrainError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,52 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         The arguments; those of the process by default.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
-    prefix = f"kbrain-galaxy {name}".strip()
-    with contextlib.suppress(ValueError):  # outside the main thread whoever runs it there handles signals
-        signal.signal(signal.SIGTERM, _stop)
-    try:
-        _make_app(name)(arguments)
-    except cyclopts.CycloptsError as error:
-        return _fail(f"{prefix}: {_one_line(error)} (see `{prefix} --help`)", EXIT_BAD_INPUT)
-    except KBrainError as error:
-        return _fail(f"{prefix}: {error}", error.exit_code)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and isinstance(stop.code, int):
-            return stop.code
-        return _fail(f"{prefix}: interrupted; run the same command again to go on", EXIT_INTERRUPTED)
-    except Exception as error:
-        message = f"{prefix}: unexpected {type(error).__name__}: {_one_line(error)}"
-        return _fail(f"{message} (set {DEBUG_VARIABLE}=1 to see where)", EXIT_UNEXPECTED)
-    return EXIT_OK
-
-
-def _stop(signal_number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _fail(message: str, exit_code: int) -> int:
-    if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exc()
-    print(message, file=sys.stderr)
-    return exit_code
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return run_command("kbrain-galaxy", _make_app, argv)
 
 
 def _make_app(name: str) -> cyclopts.App:
-    app = cyclopts.App(
-        name="kbrain-galaxy",
-        help="KBrain in Galaxy: a server of your own on this computer, and workflows on any Galaxy.",
-        version=__version__,
-        help_format="markdown",
-        exit_on_error=False,
-        print_error=False,
-        result_action="return_none",
-        suppress_keyboard_interrupt=False,
+    app = new_app(
+        "kbrain-galaxy",
+        "KBrain in Galaxy: a server of your own on this computer, and workflows on any Galaxy.",
     )
     for command in (start, stop, status, test, install):
         app.command(command)

@@ -58,7 +58,7 @@ def test_the_readme_script_runs_as_printed(galaxy: RunningGalaxy, tmp_path: Path
     report, link = done.stdout.split()
     assert "PASS" in (tmp_path / report).read_text(encoding="utf-8")
     assert link.startswith(galaxy.url) and "kneuroviz" in link
-    positions = _rows(tmp_path / "results" / "Positions of tiles.tsv")
+    positions = _rows(tmp_path / "results" / "Positions_of_tiles.tsv")
     truth = json.loads((PROJECT / "test-data" / "sample" / "truth.json").read_text())["tiles"]
     assert len(positions) == 2 * len(truth)
     for z in range(5):
