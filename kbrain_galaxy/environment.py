@@ -62,3 +62,8 @@ def _run(command: list[str], name: str) -> None:
     if done.returncode:
         reason = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "no message")
         raise ResourceError(f"The environment for {name} could not be made: {reason.strip()}")
+
+
+if __name__ == "__main__":
+    for wanted_name in sys.argv[1:]:
+        ensure_environment(wanted_name)

@@ -33,7 +33,12 @@ PYTEST = ("pytest", "-q", "-n", "2", "--dist", "worksteal", "--durations", "8")
 SUITES = (
     Suite("check", (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",))),
     Suite("core", ((*PYTEST, "-m", "not browser", "--ignore", "tests/galaxy"),)),
-    Suite("viewer", (("pytest", "-q", "-m", "browser"),), "chromium", "apt-get install chromium"),
+    Suite(
+        "viewer",
+        (("pytest", "-q", "-m", "browser", "--ignore", "tests/galaxy"),),
+        "chromium",
+        "apt-get install chromium",
+    ),
     Suite("wrappers", ((*PYTEST, "-m", "not galaxy", "tests/galaxy"),)),
     # one process: all its tests share one Galaxy
     Suite(
