@@ -126,10 +126,12 @@ def prepare(instance: Instance, programs: Path) -> None:
             (instance.folder / name).mkdir(parents=True, exist_ok=True)
         _link(instance.folder / "static" / "dist", galaxy / "web_client" / "dist")
         _copy_plugin(instance)
-        shutil.copyfile(PACKAGE / "welcome.html", instance.folder / "static" / "welcome.html")
+        shutil.copyfile(PACKAGE / "templates" / "welcome.html", instance.folder / "static" / "welcome.html")
+        shutil.copyfile(plugin_folder() / "logo.svg", instance.folder / "static" / "favicon.svg")
         _write(instance.folder / "config" / "job_conf.yml", _job_configuration())
         _write(instance.folder / "config" / "tool_conf.xml", _tool_configuration(galaxy))
         _write(instance.folder / "config" / "datatypes_conf.xml", _datatypes_configuration())
+        _write(instance.folder / "config" / "sanitize_allowlist.txt", _tools_whose_pages_are_shown())
         _write(instance.folder / "config" / "tool_data_tables.xml", "<tables></tables>\n")
         # JSON is YAML: no library is needed to write it
         write_private(
@@ -194,6 +196,7 @@ def _galaxy_configuration(instance: Instance, galaxy: Path) -> dict[str, Any]:
         "tool_data_table_config_path": str(
             folder / "config" / "tool_data_tables.xml"
         ),  # the default asks the internet
+        "display_builtin_converters": False,
         "brand": "KBrain",
         "welcome_url": "/static/welcome.html",
         "single_user": USER_EMAIL,
@@ -206,15 +209,16 @@ def _galaxy_configuration(instance: Instance, galaxy: Path) -> dict[str, Any]:
         "dependency_resolvers": [],
         "involucro_auto_init": False,
         "enable_mulled_containers": False,
-        "job_handler_monitor_sleep": 0.2,
+        # how often the database is looked at; 0.2 s would cost a tenth of a processor while nothing runs
+        "job_handler_monitor_sleep": 0.5,
+        "workflow_monitor_sleep": 0.5,
         "job_runner_monitor_sleep": 0.2,
-        "workflow_monitor_sleep": 0.2,
         "allow_path_paste": True,
         "enable_celery_tasks": True,
         "metadata_strategy": "directory_celery",
         "celery_conf": {"broker_url": "memory://", "result_backend": "cache+memory://"},
         "logging": _logging(instance),
-        "sanitize_all_html": False,  # the only reports are our own, which are escaped
+        "sanitize_allowlist_file": str(folder / "config" / "sanitize_allowlist.txt"),
         "fetch_url_allowlist": "127.0.0.0/8",  # a viewer or web server on this machine may serve data
     }
     return {"galaxy": options}
@@ -278,6 +282,13 @@ def _tool_configuration(galaxy: Path) -> str:
     return f'<toolbox>\n  <section id="collections" name="Collections and values">\n{section}\n  </section>\n</toolbox>\n'
 
 
+def _tools_whose_pages_are_shown() -> str:
+    """Our reports are shown as they are; Galaxy strips other pages, like uploaded ones, which could act in its name."""
+    from .server_check import packaged_tools
+
+    return "".join(f"{tool.id}\n" for tool in packaged_tools())
+
+
 def _datatypes_configuration() -> str:
     """Our datatypes, with their converters where they lie: Galaxy looks for them among its own."""
     tree = ElementTree.parse(packaged("tools") / "datatypes_conf.xml")
@@ -288,13 +299,17 @@ def _datatypes_configuration() -> str:
 
 def _copy_plugin(instance: Instance) -> None:
     """Put the KNeuroViz plugin, with the client built in it, where Galaxy looks for visualizations."""
-    source, client = packaged("tools") / "visualizations" / PLUGIN / "static", viewer_folder()
+    client = viewer_folder()
     target = instance.folder / PLUGIN_FOLDER / PLUGIN / "static"
-    if source.is_dir():
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
-        if client.is_dir():
-            shutil.copytree(client, target / "client")
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(plugin_folder(), target)
+    if client.is_dir():
+        shutil.copytree(client, target / "client")
+
+
+def plugin_folder() -> Path:
+    """The KNeuroViz plugin for Galaxy as it is packaged."""
+    return packaged("tools") / "visualizations" / PLUGIN / "static"
 
 
 def _link(link: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from pathlib import Path
@@ -14,9 +15,6 @@ from .connection import Server
 from .labels import hint, plain
 from .places import packaged
 from .workflow_form import WorkflowForm, read_form
-
-# A workflow is imported under an id made from its content: whether the server has this very version is one comparison.
-_NAMESPACE = uuid.UUID("6f2a3f0e-6f0b-5d53-9a55-6b6272616931")
 
 
 def packaged_workflows() -> dict[str, Path]:
@@ -80,7 +78,9 @@ def import_workflow(server: Server, path: Path) -> str:
         Id on the server.
     """
     content = _read(path)
-    identity = str(uuid.uuid5(_NAMESPACE, json.dumps(content, sort_keys=True)))
+    # An id made from the content: whether the server has this very version is one comparison. Galaxy takes version 4 only.
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+    identity = str(uuid.UUID(bytes=digest[:16], version=4))
     for entry in server.workflows.get_workflows():
         if entry.get("latest_workflow_uuid") == identity and not entry.get("deleted"):
             return str(entry["id"])

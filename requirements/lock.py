@@ -24,7 +24,13 @@ def lock(name: str) -> None:
         "3.11",
         "--generate-hashes",
     ]
-    command += ["--no-header", "--no-annotate", "--no-strip-extras", "--no-emit-index-url", "--no-emit-find-links"]
+    command += [
+        "--no-header",
+        "--no-annotate",
+        "--no-strip-extras",
+        "--no-emit-index-url",
+        "--no-emit-find-links",
+    ]
     command += ["--constraint", "limits.txt", f"{name}.in", "--output-file", f"{name}.txt"]
     subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], cwd=HERE, check=True)
     text = (HERE / f"{name}.txt").read_text()

@@ -37,7 +37,7 @@ from make_phantoms import (
     make_tile_grid,
     write_ome_tiff,
 )
-from phantom_files import write_tiles_table
+from phantom_files import write_ome_tiff_mosaic, write_tiles_table
 from small_volumes import write_volume
 
 from kbrain_core.formats.readers import read_tile
@@ -100,14 +100,13 @@ def room(tool: str) -> Path:
 
 
 def write_sort_data(scan: TileGrid) -> None:
-    """Some tiles of the scan, its first section as an archive, files that name no place, and what is no image."""
+    """The scan's second section as an archive, one tile withheld; single tiles; files that name no place; no image."""
     folder = room("sort_tiles")
     with tempfile.TemporaryDirectory() as scratch:
-        first = write_ome_tiff(replace(scan, tiles=scan.tiles[:6]), Path(scratch), compression="zlib")
-        zip_files(folder / "scan.zip", first, Path(scratch))
-    withheld = scan.tile(1, 1, 1)
-    some = [tile for tile in (*scan.tiles[:2], *scan.tiles[6:]) if tile is not withheld]
-    write_ome_tiff(replace(scan, tiles=tuple(some)), folder, compression="zlib")
+        some = tuple(tile for tile in scan.tiles[6:] if tile is not scan.tile(1, 1, 1))
+        files = write_ome_tiff(replace(scan, tiles=some), Path(scratch), compression="zlib")
+        zip_files(folder / "scan.zip", files, Path(scratch))
+    write_ome_tiff(replace(scan, tiles=(scan.tile(0, 0, 0), scan.tile(1, 0, 0))), folder, compression="zlib")
     lines = ["dim = 2"]
     for name, (row, col) in {"left": (0, 0), "right": (0, 1), "scan_1": (0, 0), "scan_2": (1, 0)}.items():
         tile = scan.tile(0, row, col)
@@ -142,7 +141,7 @@ def write_correction_data(scan: TileGrid, grid: TileGrid) -> None:
 
 
 def write_stitch_data(scan: TileGrid) -> None:
-    """A folder with a table for each channel of the scan; four single tiles with tables; the truth."""
+    """A folder with a table for each channel of the scan; four tiles in one file with their tables; the truth."""
     folder = room("stitch_tiles")
     with tempfile.TemporaryDirectory() as scratch:
         write_ome_tiff(scan, Path(scratch), compression="zlib")
@@ -153,18 +152,20 @@ def write_stitch_data(scan: TileGrid) -> None:
             edited = [replace(row, page=0) for row in own]
             edited[5] = replace(edited[5], status="excluded")
             write_tiles(folder / f"{channel}_edited.tsv", edited)
-    corner = [tile for tile in scan.tiles[:6] if tile.key[2] < 2]
-    names = [
-        path.name for path in write_ome_tiff(replace(scan, tiles=tuple(corner)), folder, compression="zlib")
-    ]
-    rows = [row for row in rows if row.name in names]
+    corner = replace(scan, tiles=tuple(tile for tile in scan.tiles[:6] if tile.key[2] < 2))
+    with tempfile.TemporaryDirectory() as scratch:
+        mosaic = write_ome_tiff_mosaic(corner, Path(scratch) / "corner.ome.tif")
+        rows = sorted_tiles(Path(scratch))
+        (folder / mosaic.name).write_bytes(mosaic.read_bytes())
     for channel in scan.channels:
         write_tiles(folder / f"{channel}.tsv", [row for row in rows if row.channel == channel])
     nowhere = [replace(row, stage_x_um=None, stage_y_um=None, stage_z_um=None) for row in rows]
     write_tiles(folder / "no_stage.tsv", [row for row in nowhere if row.channel == "membranes"])
     positions = [
-        Position(name=name, channel="membranes", x_px=tile.true_px[2], y_px=tile.true_px[1])
-        for name, tile in zip(names, corner, strict=True)
+        Position(
+            name=mosaic.name, series=series, channel="membranes", x_px=tile.true_px[2], y_px=tile.true_px[1]
+        )
+        for series, tile in enumerate(corner.tiles)
     ]
     write_table(folder / "true_positions.tsv", positions, Position)
     first = scan.tile(0, 0, 0).true_px

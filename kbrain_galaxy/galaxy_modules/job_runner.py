@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import galaxy.jobs
 from galaxy import model
 from galaxy.jobs.runners import AsynchronousJobRunner, AsynchronousJobState
 from sqlalchemy import or_, select
@@ -58,7 +60,9 @@ class DetachedJobRunner(AsynchronousJobRunner[AsynchronousJobState]):
 
     def queue_job(self, job_wrapper):
         """Write a job's script and start it."""
-        shutil.rmtree(job_wrapper.working_directory)  # a preparation that was cut off left what another fails on
+        shutil.rmtree(
+            job_wrapper.working_directory
+        )  # a preparation that was cut off left what another fails on
         job_wrapper._setup_working_directory()
         if not self.prepare_job(job_wrapper, include_metadata=False):
             return
@@ -108,6 +112,8 @@ class DetachedJobRunner(AsynchronousJobRunner[AsynchronousJobState]):
         process = self._processes.pop(_pid(job_state.job_id), None)
         if process is not None:
             process.wait()
+        if job_state.job_wrapper.get_state() == model.Job.states.DELETING:
+            return job_state  # until Galaxy has noted it as deleted: it would note a failure instead
         if _has_exit_code(job_state):
             self.work_queue.put((self._collect, job_state))
         else:
@@ -120,19 +126,10 @@ class DetachedJobRunner(AsynchronousJobRunner[AsynchronousJobState]):
         self.finish_job(job_state)
 
     def stop_job(self, job_wrapper):
-        """End a job that a person deleted, with everything it started: ask first, then end it."""
+        """End a job that a person deleted, with everything it started; not here, where Galaxy holds its database locked."""
         external_id = job_wrapper.get_job().get_job_runner_external_id()
-        if not external_id or not _alive(external_id):
-            return
-        group = _pid(external_id)
-        try:
-            os.killpg(group, signal.SIGTERM)
-            for _ in range(STOP_GRACE_S * 10):
-                time.sleep(0.1)
-                os.killpg(group, 0)
-            os.killpg(group, signal.SIGKILL)
-        except ProcessLookupError:  # nobody of the group is left
-            return
+        if external_id and _alive(external_id):
+            threading.Thread(target=_end_group, args=(_pid(external_id),), daemon=True).start()
 
     def recover(self, job, job_wrapper):
         """After a restart of the server: follow a job that was started before.
@@ -161,8 +158,23 @@ def _state(job_wrapper, external_id):
     )
 
 
+def _end_group(group):
+    """Ask a job's processes to end, and end them when they do not."""
+    try:
+        os.killpg(group, signal.SIGTERM)
+        for _ in range(STOP_GRACE_S * 10):
+            time.sleep(0.1)
+            os.killpg(group, 0)
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:  # nobody of the group is left
+        return
+
+
 def _is_galaxys(job_wrapper):
-    return job_wrapper.tool.requires_galaxy_python_environment
+    """Whether a tool comes with Galaxy, like uploads and converters: those need Galaxy's python, all others their own."""
+    tool = job_wrapper.tool
+    brought = Path(galaxy.jobs.__file__).parents[1] in Path(tool.config_file or "").parents
+    return brought or tool.requires_galaxy_python_environment
 
 
 def _has_exit_code(state):

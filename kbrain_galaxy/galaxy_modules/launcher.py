@@ -65,9 +65,14 @@ def serve(listener):
 
 
 def keep_house():
-    """Remove old downloads and log entries now and then, as Galaxy's scheduler would, which needs a process of its own."""
+    """Import what the first upload needs before it comes; then remove old downloads and log entries now and then.
+
+    Galaxy's own scheduler for the latter would be a process of its own.
+    """
+    from galaxy.celery import celery_app
     from galaxy.celery.tasks import cleanup_short_term_storage, prune_history_audit_table
 
+    celery_app.fork_pool.submit(os.getpid, None)
     pause = threading.Event()
     while not pause.wait(HOUSEKEEPING_S):
         cleanup_short_term_storage.delay()

@@ -8,7 +8,11 @@ stdout as a line of JSON as soon as it is there. What Galaxy's code logs goes to
 
 import json
 import logging
+import os
 import sys
+
+# How long a test waits for a job; Galaxy's code would wait a day for one that is paused. It is read at import.
+os.environ.setdefault("GALAXY_TEST_DEFAULT_WAIT", "600")
 
 from galaxy.tool_util.verify.interactor import GalaxyInteractorApi
 from galaxy.tool_util.verify.script import Results, TestReference, test_tools

@@ -93,7 +93,7 @@ def zipped(path: Path, members: dict[str, str]) -> Path:
 def test_a_volume_is_described_in_words(tmp_path: Path, ask: Any) -> None:
     found = ask("neuroglancer_precomputed", precomputed(tmp_path / "volume"))
     assert found["peek"].splitlines() == [
-        "Image volume for Neuroglancer, 8-bit (uint8)",
+        "Image volume, 8-bit (uint8)",
         "2,048 x 1,536 x 120 voxels (x, y, z)",
         "Voxel size 4 x 4 x 40 nm",
         "4 resolution levels, jpeg (lossy), sharded",
@@ -116,7 +116,7 @@ def test_the_folder_that_a_zip_kept_is_found(tmp_path: Path, ask: Any) -> None:
     found = ask("neuroglancer_precomputed", tmp_path / "upload")
     assert found["metadata"]["store_root"] == "my labels"
     assert found["peek"].splitlines() == [
-        "Label volume for Neuroglancer, 64-bit (uint64), 2 channels",
+        "Label volume, 64-bit (uint64), 2 channels",
         "10 x 10 x 10 voxels (x, y, z)",
         "Voxel size 0.5 x 0.5 x 2 µm",
         "1 resolution level, raw",

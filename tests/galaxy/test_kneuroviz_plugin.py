@@ -6,11 +6,10 @@ Screenshots are kept in the folder KBRAIN_ARTEFACTS, `build/screenshots` by defa
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
-import zipfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,78 +19,30 @@ import pytest
 import requests
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "visualization"))  # what the page's own tests are made of
-from test_view_in_browser import BARE, CHROMIUM_FLAGS, HIDDEN, PANEL, _voxel_pixels
+sys.path.insert(0, str(Path(__file__).parent))  # galaxy_views
+from galaxy_views import ARTEFACTS, READY_MS, SHAPE, History, View, address, image16
+from test_view_in_browser import CHROMIUM_FLAGS, PANEL
 from viewer_volumes import blocks, cells, write_volume
 
 pytestmark = pytest.mark.browser
 
-ARTEFACTS = Path(os.environ.get("KBRAIN_ARTEFACTS", Path(__file__).parents[2] / "build" / "screenshots"))
 PLUGIN = "static/plugins/visualizations/kneuroviz/static"
+DISPLAY = "visualizations/display?visualization=kneuroviz"
 WINDOW = {"width": 1280, "height": 800}
-SHAPE = (24, 150, 200)
-READY_MS = 120_000  # Galaxy's page and software WebGL on two cores: 10-20 s when idle
-READY = "layers => window.viewer && viewer.layerManager.managedLayers.length >= layers && viewer.isReady()"
-# Nobody chose a contrast: it is there as soon as the data of the coarsest level are.
-CONTRAST = "viewer.state.toJSON().layers.every(l => l.type !== 'image' || l.shaderControls?.contrast?.range)"
-TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-# 2 screen pixels a voxel, so that the borders of pixels and voxels coincide.
-PIXELS_PER_VOXEL = 2
-
-
-class View:
-    """KNeuroViz as it runs in a page of Galaxy (or in a page that does for the plugin what Galaxy does)."""
-
-    def __init__(self, page: Any, plugin: Any, layers: int) -> None:
-        self.page = page
-        self.plugin = plugin  # the frame with the plugin
-        plugin.locator("iframe").wait_for(timeout=READY_MS)
-        self.element = plugin.locator("iframe").element_handle()
-        self.client = self.element.content_frame()  # the frame with Neuroglancer
-        self.wait(layers)
-
-    def wait(self, layers: int = 1) -> None:
-        self.client.wait_for_function(READY, arg=layers, timeout=READY_MS)
-        self.client.wait_for_function(CONTRAST, timeout=READY_MS)
-        self.client.wait_for_function(READY, arg=layers, timeout=READY_MS)
-        self.client.evaluate(TWO_FRAMES)
-
-    def state(self) -> Any:
-        return self.client.evaluate("JSON.parse(JSON.stringify(viewer.state.toJSON()))")
-
-    def keep_screenshot(self, name: str) -> None:
-        ARTEFACTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=ARTEFACTS / f"{name}.png")
-
-    def plane(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-        """Colours (Y, X, 3) of the whole voxels in the first panel, with the voxels' y and x."""
-        import imagecodecs
-
-        layers = self.client.evaluate("viewer.layerManager.managedLayers.length")
-        self.client.add_style_tag(content=HIDDEN)
-        self.client.evaluate(BARE)
-        self.client.evaluate(f"() => {{ viewer.navigationState.zoomFactor.value = 1 / {PIXELS_PER_VOXEL}; }}")
-        self.wait(layers)
-        panel, frame = self.client.evaluate(PANEL), self.element.bounding_box()
-        screen = np.asarray(imagecodecs.png_decode(self.page.screenshot()))[..., :3]
-        rows, y = _voxel_pixels(
-            panel["height"], panel["position"][1], panel["scale"], panel["top"] + frame["y"]
-        )
-        columns, x = _voxel_pixels(
-            panel["width"], panel["position"][0], panel["scale"], panel["left"] + frame["x"]
-        )
-        return screen[np.ix_(rows, columns)], y, x
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(galaxy: Any) -> Iterator[Any]:
+    """Windows of one person, whom Galaxy knows."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium")
     assert chromium, "Chromium is missing: apt-get install chromium"
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
-        yield running
+        context = running.new_context(viewport=WINDOW)
+        context.request.get(galaxy.url)  # logs in, where Galaxy has only one person
+        yield context
         running.close()
 
 
@@ -101,7 +52,7 @@ def new_page(browser: Any) -> Iterator[Callable[[], Any]]:
     opened, errors = [], []
 
     def open_one() -> Any:
-        page = browser.new_page(viewport=WINDOW)
+        page = browser.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         opened.append(page)
         return page
@@ -112,73 +63,9 @@ def new_page(browser: Any) -> Iterator[Callable[[], Any]]:
     assert errors == []
 
 
-class History:
-    """Datasets made of known volumes, uploaded as people upload them."""
-
-    def __init__(self, galaxy: Any, folder: Path) -> None:
-        self.galaxy = galaxy
-        self.folder = folder
-        self.id = galaxy.client.histories.create_history("KNeuroViz")["id"]
-        self.made: dict[str, str] = {}
-
-    def upload(self, path: Path, file_type: str = "auto") -> str:
-        item = {"src": "files", "ext": file_type, "name": path.name, "auto_decompress": False}
-        targets = [{"destination": {"type": "hdas"}, "items": [item]}]
-        with path.open("rb") as file:
-            answer = requests.post(
-                f"{self.galaxy.url}/api/tools/fetch",
-                data={"history_id": self.id, "targets": json.dumps(targets)},
-                files={"files_0|file_data": file},
-                headers={"x-api-key": self.galaxy.key},
-                timeout=300,
-            )
-        assert answer.ok, answer.text
-        return self.wait(answer.json()["outputs"][0]["id"])
-
-    def wait(self, dataset_id: str) -> str:
-        found = self.galaxy.client.datasets.wait_for_dataset(dataset_id, maxwait=300, interval=0.5)
-        assert found["state"] == "ok", found["misc_info"]
-        return dataset_id
-
-    def ask(self, path: str, **body: Any) -> Any:
-        answer = requests.post(
-            f"{self.galaxy.url}/api/{path}", json=body, headers={"x-api-key": self.galaxy.key}, timeout=60
-        )
-        assert answer.ok, answer.text
-        return answer.json()
-
-    def show(self, dataset_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.galaxy.client.datasets.show_dataset(dataset_id)
-        return found
-
-    def zipped(self, volume: Path, file_type: str = "auto", compressed: bool = False) -> str:
-        """A zip file of the volume's folder as a dataset."""
-        path = volume.with_name(volume.name + ".zip")
-        method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-        with zipfile.ZipFile(path, "w", method) as archive:
-            for file in sorted(volume.rglob("*")):
-                archive.write(file, file.relative_to(volume.parent))
-        return self.upload(path, file_type)
-
-    def unpacked(self, zip_id: str, target: str) -> str:
-        """The folder of a zip file as a dataset."""
-        own = target == "neuroglancer_precomputed"
-        converter = f"CONVERTER_{'kbrain_archive_to_precomputed' if own else 'archive_to_directory'}"
-        source = self.show(zip_id)["extension"]
-        body = {"src": "hda", "id": zip_id, "source_type": source, "target_type": target}
-        return self.wait(self.ask(f"tools/{converter}/convert", **body)["outputs"][0]["id"])
-
-
 @pytest.fixture(scope="module")
 def history(galaxy: Any, tmp_path_factory: pytest.TempPathFactory) -> History:
     return History(galaxy, tmp_path_factory.mktemp("volumes"))
-
-
-def image16(shape: tuple[int, int, int] = SHAPE) -> NDArray[np.uint16]:
-    """A dim 16-bit image with black margins: without a contrast of its own it is nearly black."""
-    image = cells(shape).astype(np.uint16) * 16
-    image[:, :10] = 0
-    return image
 
 
 @pytest.fixture(scope="module")
@@ -205,9 +92,9 @@ def ome_zarr(history: History) -> str:
 def open_in_galaxy(galaxy: Any, new_page: Any) -> Callable[..., View]:
     """Open a view in Galaxy's own page."""
 
-    def open_one(query: str, layers: int = 1) -> View:
+    def open_one(path: str, layers: int = 1) -> View:
         page = new_page()
-        page.goto(f"{galaxy.url}/visualizations/display?visualization=kneuroviz&{query}", timeout=READY_MS)
+        page.goto(f"{galaxy.url}/{path}", timeout=READY_MS)
         frame = page.locator("#galaxy_visualization").element_handle(timeout=READY_MS).content_frame()
         return View(page, frame, layers)
 
@@ -265,7 +152,7 @@ def check_grey(view: View, voxels: NDArray[Any]) -> None:
 
 
 def test_a_16_bit_volume_of_a_history_is_drawn(open_in_galaxy: Any, image: str) -> None:
-    view = open_in_galaxy(f"dataset_id={image}")
+    view = open_in_galaxy(f"{DISPLAY}&dataset_id={image}")
     view.keep_screenshot("kneuroviz-precomputed")
     # The volume just fits its panel: it is not cut, and not a stamp in the middle.
     panel = view.client.evaluate(PANEL)
@@ -278,7 +165,7 @@ def test_an_ome_zarr_of_a_history_is_drawn(host: Any, ome_zarr: str) -> None:
     page = host({"dataset_id": ome_zarr})
     view = View(page, page.main_frame, 1)
     view.keep_screenshot("kneuroviz-ome-zarr")
-    assert view.state()["layers"][0]["source"]["url"].endswith("|zarr3:")
+    assert address(view.state()["layers"][0]).endswith("|zarr3:")
     check_grey(view, image16())
 
 
@@ -286,7 +173,7 @@ def test_a_zip_file_is_drawn_as_it_is(host: Any, history: History) -> None:
     volume = write_volume(history.folder / "a b#c", image16(), encoding="raw", chunk_zyx=(16, 64, 64))
     page = host({"dataset_id": history.zipped(volume)})
     view = View(page, page.main_frame, 1)
-    assert "/display|zip:a%20b%23c/" in view.state()["layers"][0]["source"]["url"]
+    assert "/display|zip:a%20b%23c/" in address(view.state()["layers"][0])
     check_grey(view, image16())
 
 
@@ -298,13 +185,12 @@ def test_channels_have_their_colours(host: Any, history: History) -> None:
     names = ("membranes", "nuclei")
     zarr = write_volume(history.folder / "two.ome.zarr", channels, format="ome_zarr", channel_names=names)
     folder = write_volume(history.folder / "two", channels, encoding="raw", channel_names=names)
-    made = {history.zipped(zarr, "ome_zarr.zip"): names, history.zipped(folder): ("channel 0", "channel 1")}
-    for dataset_id, expected_names in made.items():
+    for dataset_id in (history.zipped(zarr, "ome_zarr.zip"), history.zipped(folder)):
         page = host({"dataset_id": dataset_id})
         view = View(page, page.main_frame, 2)
-        drawn, y, x = view.plane()
+        drawn, y, x = view.plane((96, 96))
         shown = [layer["name"] for layer in view.state()["layers"]]
-        assert [name.split(".zip ")[1] for name in shown] == list(expected_names)
+        assert [name.split(".zip ")[1] for name in shown] == list(names)
         column = int(np.flatnonzero(x == 48)[0])
         at = {int(row): drawn[index, column].tolist() for index, row in enumerate(y)}
         assert at[24] == [0, 255, 0]
@@ -324,18 +210,22 @@ def test_a_deferred_dataset_is_read_where_it_is(galaxy: Any, host: Any, history:
     }
     targets = [{"destination": {"type": "hdas"}, "items": [item]}]
     made = history.ask("tools/fetch", history_id=history.id, targets=targets)["outputs"][0]["id"]
-    galaxy.client.datasets.wait_for_dataset(made, maxwait=120)
+    for _ in range(240):
+        if history.show(made)["state"] == "deferred":
+            break
+        time.sleep(0.5)
     assert history.show(made)["state"] == "deferred"
     page = host({"dataset_id": made})
     view = View(page, page.main_frame, 1)
-    assert view.state()["layers"][0]["source"]["url"].startswith(where)
+    assert address(view.state()["layers"][0]).startswith(where)
     check_grey(view, image16())
 
 
 def test_datasets_are_added_as_layers_and_the_view_comes_back(
     galaxy: Any, open_in_galaxy: Any, history: History, image: str, labels: str
 ) -> None:
-    view = open_in_galaxy(f"dataset_id={image}")
+    title = f"Neurons in their tissue {history.id}"  # a Galaxy may have seen this test before
+    view = open_in_galaxy(f"{DISPLAY}&dataset_id={image}")
     picker = view.plugin.get_by_label("Add a dataset")
     picker.focus()
     picker.locator(f"option[value='{labels}']").wait_for(state="attached", timeout=READY_MS)
@@ -347,10 +237,10 @@ def test_datasets_are_added_as_layers_and_the_view_comes_back(
     drawn, y, x = view.plane()
     check_labels_over_grey(drawn, y, x, view.state())
 
-    view.plugin.get_by_label("Name of the view").fill("Neurons in their tissue")
+    view.plugin.get_by_label("Name of the view").fill(title)
     view.plugin.get_by_role("button", name="Save view").click()
-    view.plugin.get_by_text("Saved as 'Neurons in their tissue'").wait_for(timeout=READY_MS)
-    saved = find_saved(galaxy, "Neurons in their tissue")
+    view.plugin.get_by_text(f"Saved as '{title}'").wait_for(timeout=READY_MS)
+    saved = find_saved(galaxy, title)
     layers = saved["latest_revision"]["config"]["settings"]["state"]["layers"]
     assert galaxy.url not in json.dumps(layers)  # another name of the server must not break it
     # Saving again changes the same view.
@@ -358,8 +248,9 @@ def test_datasets_are_added_as_layers_and_the_view_comes_back(
     with view.page.expect_response(lambda answer: "/api/visualizations/" in answer.url and answer.ok):
         view.plugin.get_by_role("button", name="Save view").click()
 
-    again = open_in_galaxy(f"visualization_id={saved['id']}", layers=2)
+    again = open_in_galaxy(f"{DISPLAY}&visualization_id={saved['id']}", layers=2)
     again.keep_screenshot("kneuroviz-saved-view")
+    assert again.plugin.get_by_label("Name of the view").input_value() == title
     state = again.state()
     assert state["position"] == [80.5, 60.5, 5.5]
     assert [layer["type"] for layer in state["layers"]] == ["image", "segmentation"]
@@ -368,8 +259,8 @@ def test_datasets_are_added_as_layers_and_the_view_comes_back(
     # Saving what was opened from the list changes it, and makes no second one.
     again.client.evaluate("() => { viewer.position.value = new Float32Array([90.5, 60.5, 5.5]); }")
     again.plugin.get_by_role("button", name="Save view").click()
-    again.plugin.get_by_text("Saved as 'Neurons in their tissue'").wait_for(timeout=READY_MS)
-    latest = find_saved(galaxy, "Neurons in their tissue")
+    again.plugin.get_by_text(f"Saved as '{title}'").wait_for(timeout=READY_MS)
+    latest = find_saved(galaxy, title)
     assert latest["id"] == saved["id"]
     assert latest["latest_revision"]["config"]["settings"]["state"]["position"] == [90.5, 60.5, 5.5]
 
@@ -451,7 +342,7 @@ def test_a_saved_view_of_a_history_opens(open_in_galaxy: Any, history: History, 
     found = history.show(view_id)
     assert found["extension"] == "kneuroviz_view"
     assert "membranes (image)" in found["peek"]
-    view = open_in_galaxy(f"dataset_id={view_id}")
+    view = open_in_galaxy(f"datasets/{view_id}/preview")  # what a click on the eye in the history opens
     view.keep_screenshot("kneuroviz-view-dataset")
     drawn, y, x = view.plane()
     state = view.state()
@@ -471,7 +362,7 @@ def test_a_galaxy_below_a_prefix(galaxy: Any, host: Any, history: History, image
 
     page = host({"dataset_id": saved_view(history, image, "prefix.json")}, serve_below_prefix, "lab/galaxy/")
     view = View(page, page.main_frame, 1)
-    url = view.state()["layers"][0]["source"]["url"]
+    url = address(view.state()["layers"][0])
     assert url.startswith(f"{galaxy.url}/lab/galaxy/api/datasets/{image}/")
     drawn, _, _ = view.plane()
     assert np.ptp(drawn) > 100
@@ -491,7 +382,7 @@ def test_a_page_that_has_the_view_in_it_is_told(host: Any, image: str) -> None:
     assert told["visualization_title"] == "Figure 1"
     settings = told["visualization_config"]["settings"]
     assert settings["note"] == "kept"
-    assert settings["state"]["layers"][0]["source"]["url"].startswith(f"/api/datasets/{image}/")
+    assert address(settings["state"]["layers"][0]).startswith(f"/api/datasets/{image}/")
 
 
 def test_an_unfinished_volume_is_shown_only_on_demand(host: Any, history: History) -> None:
@@ -505,7 +396,7 @@ def test_an_unfinished_volume_is_shown_only_on_demand(host: Any, history: Histor
     page.screenshot(path=ARTEFACTS / "kneuroviz-unfinished.png")
     page.get_by_role("button", name="Show it nevertheless").click()
     view = View(page, page.main_frame, 1)
-    drawn, _, _ = view.plane()
+    drawn, _, _ = view.plane((64, 64))
     assert np.ptp(drawn) > 100
 
 

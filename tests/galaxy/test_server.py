@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def test_install_finds_nothing_missing(
     assert code == EXIT_OK, captured.out + captured.err
     assert "Tools: all are there" in captured.out
     assert "Datatypes: all are there" in captured.out
+    assert "strips the pages" not in captured.out  # our own reports are shown as they are
     assert galaxy.key not in captured.out + captured.err
 
 
@@ -110,3 +112,20 @@ def test_the_first_page_and_the_panel(galaxy: Any, embedded: Path) -> None:
     assert ours == [step for step in steps if step in ours]
     assert len(ours) >= 4
     assert len(panel) - len(ours) <= 2  # of Galaxy's own only what workflows need: collections and values
+
+
+def test_a_page_that_somebody_uploads_cannot_act(galaxy: Any, embedded: Path) -> None:
+    history = galaxy.client.histories.create_history("pages")["id"]
+    page = "<html><body><p>kept</p><script>alert(1)</script></body></html>"
+    element = {"src": "pasted", "paste_content": page, "name": "page", "ext": "html"}
+    request = {"history_id": history, "targets": [{"destination": {"type": "hdas"}, "elements": [element]}]}
+    answer = galaxy.client.make_post_request(f"{galaxy.client.url}/tools/fetch", payload=request)
+    dataset = answer["outputs"][0]["id"]
+    galaxy.client.datasets.wait_for_dataset(dataset, maxwait=120, check=False)
+    refused = galaxy.client.datasets.show_dataset(dataset)
+    assert refused["state"] == "error"
+    assert "invalid HTML content" in refused["misc_info"]
+    configuration = json.loads(open_instance(embedded).config_file.read_text())["galaxy"]
+    assert configuration.get(
+        "sanitize_all_html", True
+    )  # and what came by another way is shown without its scripts

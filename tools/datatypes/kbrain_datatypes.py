@@ -171,7 +171,7 @@ class NeuroglancerPrecomputed(Directory):
         channels = f", {metadata.channels} channels" if metadata.channels != 1 else ""
         lossy = " (lossy)" if metadata.encoding in LOSSY else ""
         lines = [
-            f"{KIND_IN_WORDS[kind]} for Neuroglancer, {_depth(metadata.data_type)}{channels}",
+            f"{KIND_IN_WORDS[kind]}, {_depth(metadata.data_type)}{channels}",
             f"{_times(metadata.volume_size)} voxels (x, y, z)",
             f"Voxel size {_voxel_size_in_words(metadata.voxel_size_nm)}",
             f"{_count(metadata.mips, 'resolution level')}, {metadata.encoding}{lossy}"

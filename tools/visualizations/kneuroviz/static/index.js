@@ -4,10 +4,11 @@ import { Folder, ReadError, Zip } from "./files.js";
 import { findVolumes, layersOf, newState, withMoreLayers } from "./volumes.js";
 
 const PLUGIN = "kneuroviz";
+const STATUS_MS = 10_000; // a message that needs no answer goes by itself
 const SCHEME = /^[a-z][a-z0-9+.-]*:/i;
 
 const app = document.getElementById("app");
-const { root, visualization_config: config, visualization_title: savedTitle } = JSON.parse(app.dataset.incoming);
+const { root, visualization_config: config } = JSON.parse(app.dataset.incoming);
 
 // ---- Galaxy
 
@@ -95,7 +96,8 @@ const STYLE = `
   #app .bar button, #app .bar select, #app .bar input { background: #2b3138; color: #eee; border: 1px solid #566; border-radius: 3px; }
   #app .bar select { flex: 0 1 14em; min-width: 6em; }
   #app .bar input { flex: 0 1 18em; min-width: 6em; }
-  #app .bar .status { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; }
+  #app .status { position: absolute; top: 42px; right: 12px; padding: 6px 12px; background: #2b3138; border-radius: 3px; }
+  #app .status:empty { display: none; }
   #app iframe { flex: 1; border: 0; width: 100%; background: #000; }
   #app .message { max-width: 46em; margin: 3em auto; padding: 0 2em; line-height: 1.5; }
   #app .message button { font: inherit; margin-top: 1em; padding: 4px 12px; }
@@ -141,7 +143,12 @@ async function startClient() {
 function makeBar(view) {
   const status = element("span", { className: "status" });
   status.setAttribute("role", "status");
-  const say = (text) => (status.textContent = status.title = text);
+  let clear;
+  const say = (text) => {
+    clearTimeout(clear);
+    status.textContent = text;
+    clear = setTimeout(() => status.replaceChildren(), STATUS_MS);
+  };
   const attempt = async (action) => {
     try {
       await action();
@@ -178,13 +185,13 @@ function makePicker(view, say, attempt) {
   picker.append(first());
   picker.onfocus = () => attempt(refresh);
   picker.onchange = () => attempt(add);
-  attempt(refresh);
+  refresh().catch(() => picker.remove()); // somebody else's history: Galaxy does not list it
   return picker;
 }
 
 async function saveView(view, wanted, say) {
   const title = wanted.trim().length >= 3 ? wanted.trim() : `View ${wanted.trim()}`; // Galaxy asks for three characters
-  const state = withSavedSources(view.state());
+  const state = { ...withSavedSources(view.state()), title };
   const saved = { ...config, settings: { ...config.settings, state } };
   // A Galaxy page that has this view in it takes it over by this message.
   window.postMessage({ from: "galaxy-visualization", visualization_config: saved, visualization_title: title }, "*");
@@ -218,7 +225,7 @@ async function main() {
   const client = () => frame.contentWindow;
   const view = {
     dataset: opened.dataset,
-    title: (config.settings?.state && savedTitle) || opened.state.title || opened.dataset?.name || "View",
+    title: opened.state.title ?? opened.dataset?.name ?? "View",
     savedId: savedId(),
     state: () => JSON.parse(JSON.stringify(client().viewer.state.toJSON())),
     show: (state) => client().kneuroviz.show(state),

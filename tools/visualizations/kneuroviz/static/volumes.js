@@ -96,6 +96,7 @@ async function openPrecomputed(files, folder) {
     kind: info.type === "segmentation" ? "segmentation" : "image",
     source: { url },
     channels: info.num_channels ?? 1,
+    channelNames: info.kbrain?.channel_names, // precomputed itself has no names
     isSharded: info.scales.some((scale) => scale.sharding),
     voxelSize: Object.fromEntries(["x", "y", "z"].map((axis, index) => [axis, resolution[index] * METRES.nanometer])),
   };
@@ -173,7 +174,9 @@ function dress(layers) {
   const free = COLORS.filter((color) => !taken.has(color));
   const several = images.length > 1;
   const dressed = layers.map((layer) => {
-    if (layer.type === "segmentation") return { selectedAlpha: images.length > 0 ? 0.4 : 1, ...layer };
+    if (layer.type === "segmentation" && [1, undefined].includes(layer.selectedAlpha)) {
+      return { ...layer, selectedAlpha: images.length > 0 ? 0.4 : 1 };
+    }
     if (!several || layer.shader !== GREY_SHADER) return layer;
     const color = free.shift() ?? COLORS[images.indexOf(layer) % COLORS.length];
     const hidden = images.indexOf(layer) >= SHOWN_CHANNELS ? { visible: false } : {};
